@@ -1,0 +1,3 @@
+//! Synthex runs commands on a fleet of machines, fed by RabbitMQ.
+
+pub mod message;

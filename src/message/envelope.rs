@@ -1,0 +1,342 @@
+//! What carries a message: its body and the AMQP properties that this program reads or writes.
+//!
+//! No transport's types are used here, so the in-process broker and AMQP carry the same thing.
+//! `delivery_mode` isn't modelled: every message is persistent.
+//!
+//! [`Attempt`] is the count that a job carries in its headers over redeliveries and retries.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bytes::Bytes;
+
+use super::decode::JobError;
+use super::units::quoted;
+
+/// A message as it travels: properties and a body.
+#[derive(Clone, Default, PartialEq)]
+pub struct Envelope {
+    /// What the message holds, unread.
+    pub body: Bytes,
+    /// What it says about itself.
+    pub properties: Properties,
+}
+
+/// The properties of a message, named as AMQP 0-9-1 names them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Properties {
+    /// The form of the body, such as `application/json`.
+    pub content_type: Option<String>,
+    /// The job's id, or `<job id>/<attempt>` of a result.
+    pub message_id: Option<String>,
+    /// Chosen by the producer, echoed in the result.
+    pub correlation_id: Option<String>,
+    /// The queue that the producer reads results from.
+    pub reply_to: Option<String>,
+    /// AMQP's `type`: of a result, its status.
+    pub kind: Option<String>,
+    /// The user who published, as the broker has checked it.
+    pub user_id: Option<String>,
+    /// 0 to 9, the highest first.
+    pub priority: Option<u8>,
+    /// When the message was published, in seconds since 1970.
+    pub timestamp: Option<u64>,
+    /// Everything else, by name; ours start with `x-synthex-`.
+    pub headers: BTreeMap<String, HeaderValue>,
+}
+
+/// The value of a header, as far as this program tells values apart.
+#[derive(Debug, Clone, PartialEq)]
+pub enum HeaderValue {
+    /// A text, short or long.
+    Text(String),
+    /// A whole number of any width.
+    Int(i64),
+    /// True or false.
+    Bool(bool),
+    /// A list of values.
+    List(Vec<HeaderValue>),
+    /// Values by name.
+    Table(BTreeMap<String, HeaderValue>),
+    /// Any other type; passed over.
+    Other,
+}
+
+/// The names of our headers.
+pub mod header {
+    /// How often the job was given to a worker to start, from 1.
+    pub const ATTEMPT: &str = "x-synthex-attempt";
+    /// How many runs of the job have ended.
+    pub const RUNS: &str = "x-synthex-runs";
+    /// How often the job was redelivered since a run of it last ended.
+    pub const REDELIVERIES: &str = "x-synthex-redeliveries";
+    /// Why the message is a dead letter: one word.
+    pub const REASON: &str = "x-synthex-reason";
+    /// Why the message is a dead letter, in a sentence.
+    pub const ERROR: &str = "x-synthex-error";
+    /// The pool that the message was for.
+    pub const POOL: &str = "x-synthex-pool";
+    /// The path of the field at fault.
+    pub const FIELD: &str = "x-synthex-field";
+    /// When a retry may start, in RFC 3339.
+    pub const NOT_BEFORE: &str = "x-synthex-not-before";
+    /// When the message became a dead letter, in RFC 3339.
+    pub const FAILED_AT: &str = "x-synthex-failed-at";
+}
+
+/// The content type of every message of ours.
+pub const JSON: &str = "application/json";
+
+impl Properties {
+    /// Checks that the message doesn't say that it is something else than JSON.
+    ///
+    /// None at all or an empty one is accepted, and so is one with parameters
+    /// (`application/json;charset=utf-8`).
+    ///
+    /// # Errors
+    ///
+    /// When there is another content type; the error's field is `content_type`.
+    pub fn check_content_type(&self) -> Result<(), JobError> {
+        let Some(content_type) = self.content_type.as_deref().filter(|text| !text.is_empty()) else {
+            return Ok(());
+        };
+        let media_type = content_type.split(';').next().unwrap_or_default();
+        if media_type.trim().eq_ignore_ascii_case(JSON) {
+            return Ok(());
+        }
+        let message = format!(r#"expected "{JSON}" or none, got {}"#, quoted(content_type));
+        Err(JobError::new("content_type", message))
+    }
+
+    /// Returns a header that is a text.
+    pub fn text_header(&self, name: &str) -> Option<&str> {
+        match self.headers.get(name) {
+            Some(HeaderValue::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Returns a count; tools that write every header as text are understood too.
+    fn count_header(&self, name: &str) -> Option<u32> {
+        match self.headers.get(name)? {
+            HeaderValue::Int(number) => Some(u32::try_from((*number).max(0)).unwrap_or(u32::MAX)),
+            HeaderValue::Text(text) => text.parse().ok(),
+            _ => None,
+        }
+    }
+}
+
+/// Shows the body's length only: it may hold secrets, and `Debug` ends in logs.
+impl fmt::Debug for Envelope {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Envelope")
+            .field("body_bytes", &self.body.len())
+            .field("properties", &self.properties)
+            .finish()
+    }
+}
+
+impl From<&str> for HeaderValue {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for HeaderValue {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<u32> for HeaderValue {
+    fn from(number: u32) -> Self {
+        Self::Int(number.into())
+    }
+}
+
+/// How often a job was tried so far; travels in the headers of its message.
+///
+/// Every count stops at its largest value instead of starting over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Attempt {
+    /// The times that the job was given to a worker to start, this time included. From 1.
+    pub number: u32,
+    /// The runs that ended: what `retry.max_attempts` limits.
+    pub runs_ended: u32,
+    /// The redeliveries since a run last ended: what `delivery_limit` limits.
+    pub redeliveries: u32,
+}
+
+impl Attempt {
+    /// The first attempt of a job that nobody has tried.
+    pub const FIRST: Self = Self {
+        number: 1,
+        runs_ended: 0,
+        redeliveries: 0,
+    };
+
+    /// Reads the count from a message; what isn't there or makes no sense counts as never tried.
+    pub fn read(properties: &Properties) -> Self {
+        let count = |name| properties.count_header(name).unwrap_or(0);
+        Self {
+            number: count(header::ATTEMPT).max(Self::FIRST.number),
+            runs_ended: count(header::RUNS),
+            redeliveries: count(header::REDELIVERIES),
+        }
+    }
+
+    /// Writes the count to the headers of a message.
+    pub fn write(self, properties: &mut Properties) {
+        for (name, count) in [
+            (header::ATTEMPT, self.number),
+            (header::RUNS, self.runs_ended),
+            (header::REDELIVERIES, self.redeliveries),
+        ] {
+            properties.headers.insert(name.to_owned(), count.into());
+        }
+    }
+
+    /// Returns the count of the attempt after one that was redelivered without an end.
+    #[must_use]
+    pub fn after_redelivery(self) -> Self {
+        Self {
+            number: self.number.saturating_add(1),
+            redeliveries: self.redeliveries.saturating_add(1),
+            ..self
+        }
+    }
+
+    /// Returns the count of the attempt after one whose run ended.
+    #[must_use]
+    pub fn after_run(self) -> Self {
+        Self {
+            number: self.number.saturating_add(1),
+            runs_ended: self.runs_ended.saturating_add(1),
+            redeliveries: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_counts(value: &HeaderValue) -> Properties {
+        let names = [header::ATTEMPT, header::RUNS, header::REDELIVERIES];
+        let headers = names.map(|name| (name.to_owned(), value.clone())).into();
+        Properties {
+            headers,
+            ..Properties::default()
+        }
+    }
+
+    #[test]
+    fn an_attempt_is_read_as_it_was_written() {
+        let attempt = Attempt {
+            number: 7,
+            runs_ended: 2,
+            redeliveries: 4,
+        };
+        let mut properties = Properties::default();
+        attempt.write(&mut properties);
+        assert_eq!(properties.headers[header::ATTEMPT], HeaderValue::Int(7));
+        assert_eq!(Attempt::read(&properties), attempt);
+    }
+
+    #[test]
+    fn counts_that_make_no_sense_count_as_never_tried() {
+        assert_eq!(Attempt::read(&Properties::default()), Attempt::FIRST);
+        for value in [
+            HeaderValue::Text("many".into()),
+            HeaderValue::Text("-7".into()),
+            HeaderValue::Bool(true),
+            HeaderValue::Int(-1),
+            HeaderValue::Int(i64::MIN),
+            HeaderValue::Int(0),
+            HeaderValue::List(vec![HeaderValue::Int(7)]),
+            HeaderValue::Other,
+        ] {
+            assert_eq!(Attempt::read(&with_counts(&value)), Attempt::FIRST, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn counts_are_understood_as_text() {
+        assert_eq!(Attempt::read(&with_counts(&"7".into())).number, 7);
+    }
+
+    #[test]
+    fn counts_stop_at_their_largest_value() {
+        let most = Attempt::read(&with_counts(&HeaderValue::Int(i64::MAX)));
+        let full = Attempt {
+            number: u32::MAX,
+            runs_ended: u32::MAX,
+            redeliveries: u32::MAX,
+        };
+        assert_eq!(most, full);
+        assert_eq!(most.after_redelivery(), most);
+        assert_eq!(
+            most.after_run(),
+            Attempt {
+                redeliveries: 0,
+                ..most
+            }
+        );
+    }
+
+    #[test]
+    fn a_redelivery_uses_up_no_run_and_a_run_forgets_redeliveries() {
+        let again = Attempt::FIRST.after_redelivery().after_redelivery();
+        assert_eq!(
+            again,
+            Attempt {
+                number: 3,
+                runs_ended: 0,
+                redeliveries: 2
+            }
+        );
+        assert_eq!(
+            again.after_run(),
+            Attempt {
+                number: 4,
+                runs_ended: 1,
+                redeliveries: 0
+            }
+        );
+    }
+
+    #[test]
+    fn json_or_nothing_is_accepted_as_content_type() {
+        let check = |text: Option<&str>| {
+            let content_type = text.map(str::to_owned);
+            Properties {
+                content_type,
+                ..Properties::default()
+            }
+            .check_content_type()
+        };
+        assert_eq!(check(None), Ok(()));
+        for text in [
+            "",
+            "application/json",
+            "Application/JSON",
+            "application/json; charset=utf-8",
+        ] {
+            assert_eq!(check(Some(text)), Ok(()));
+        }
+        for text in ["text/plain", "application/jsonx", "json"] {
+            let expected = format!(r#"content_type: expected "application/json" or none, got "{text}""#);
+            assert_eq!(check(Some(text)).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_body() {
+        let envelope = Envelope {
+            body: "secret".into(),
+            ..Envelope::default()
+        };
+        let debug = format!("{envelope:?}");
+        assert!(debug.contains("body_bytes: 6") && !debug.contains("secret"), "{debug}");
+    }
+}
