@@ -1,3 +1,7 @@
 //! Synthex runs commands on a fleet of machines, fed by RabbitMQ.
 
 pub mod message;
+
+pub mod flow;
+
+pub mod supervise;
