@@ -5,3 +5,5 @@ pub mod message;
 pub mod flow;
 
 pub mod supervise;
+
+pub mod transport;

@@ -1,0 +1,237 @@
+//! A consumer and the settling of its deliveries.
+
+use std::sync::Arc;
+
+use futures_util::{FutureExt, StreamExt};
+
+use lapin::message::Delivery as LapinDelivery;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Acker, Channel, Consumer};
+
+use super::session::{Connector, Session};
+use super::{operation_error, short, topology, wire};
+use crate::transport::{
+    BoxFuture, BrokerEvent, BrokerObserver, Delivery, SettleError, Settlement, Settler, Subscribe, Subscription,
+    TransportError,
+};
+
+/// Replies that may wait in an inbox unsettled.
+const INBOX_PREFETCH: u16 = 256;
+
+/// A live consumer on a session of its own, which lives as long as it and its deliveries.
+pub struct AmqpSubscription {
+    consumer: Consumer,
+    live: Arc<Live>,
+    state: State,
+    observer: BrokerObserver,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Consuming,
+    /// Asked for no more; what is on its way still comes.
+    Cancelled,
+    Ended,
+}
+
+/// What must stay open until the last delivery is settled.
+struct Live {
+    channel: Channel,
+    _session: Session,
+}
+
+impl AmqpSubscription {
+    /// Builds the whole session: connection, topology, prefetch, consumer.
+    pub(super) async fn open(
+        connector: &Connector,
+        request: &Subscribe,
+        observer: BrokerObserver,
+    ) -> Result<Self, TransportError> {
+        let session = connector.connect(&format!("consumer of {}", request.queue)).await?;
+        topology::declare(&session, &request.topology, request.declare).await?;
+        let channel = session.channel().await?;
+        let mut arguments = FieldTable::default();
+        if let Some(timeout) = request.consumer_timeout {
+            let millis = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+            arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(millis));
+        }
+        let consumer = consume(&channel, &request.queue, request.prefetch, arguments).await?;
+        Ok(Self::live(session, channel, consumer, observer))
+    }
+
+    /// Opens a queue that only this connection sees and that goes with it.
+    pub(super) async fn open_inbox(
+        connector: &Connector,
+        observer: BrokerObserver,
+    ) -> Result<(String, Self), TransportError> {
+        let session = connector.connect("inbox").await?;
+        let channel = session.channel().await?;
+        let options = QueueDeclareOptions {
+            exclusive: true,
+            auto_delete: true,
+            ..QueueDeclareOptions::default()
+        };
+        let queue = channel
+            .queue_declare("".into(), options, FieldTable::default())
+            .await
+            .map_err(|error| operation_error("declare a private reply queue", &error))?;
+        let name = queue.name().to_string();
+        let consumer = consume(&channel, &name, INBOX_PREFETCH, FieldTable::default()).await?;
+        Ok((name, Self::live(session, channel, consumer, observer)))
+    }
+
+    fn live(session: Session, channel: Channel, consumer: Consumer, observer: BrokerObserver) -> Self {
+        observer(BrokerEvent::Connected {
+            host: session.host().to_owned(),
+        });
+        Self {
+            consumer,
+            live: Arc::new(Live {
+                channel,
+                _session: session,
+            }),
+            state: State::Consuming,
+            observer,
+        }
+    }
+
+    fn end(&mut self, reason: &str) {
+        if self.state != State::Ended {
+            self.state = State::Ended;
+            (self.observer)(BrokerEvent::Disconnected {
+                reason: reason.to_owned(),
+            });
+        }
+    }
+
+    fn delivery(&self, delivery: LapinDelivery) -> Delivery {
+        let settler = AmqpSettler {
+            acker: delivery.acker,
+            settled: false,
+            _live: self.live.clone(),
+        };
+        Delivery::new(
+            wire::envelope(delivery.properties, delivery.data),
+            delivery.routing_key.to_string(),
+            delivery.redelivered,
+            Box::new(settler),
+        )
+    }
+}
+
+impl Subscription for AmqpSubscription {
+    async fn next(&mut self) -> Option<Delivery> {
+        // lapin's stream pends for ever when it is polled after its end.
+        while self.state != State::Ended {
+            match self.consumer.next().await {
+                Some(Ok(delivery)) if delivery.acker.usable() => {
+                    return Some(self.delivery(delivery));
+                }
+                Some(Ok(_)) => {} // of a channel that is gone: it comes again
+                Some(Err(error)) => self.end(&error.to_string()),
+                None if self.state == State::Cancelled => self.end("cancelled by us"),
+                None => self.end("the broker cancelled the consumer: its queue is gone or has moved"),
+            }
+        }
+        None
+    }
+
+    async fn cancel(&mut self) {
+        if self.state != State::Consuming {
+            return;
+        }
+        self.state = State::Cancelled;
+        let tag = self.consumer.tag();
+        let cancelled = self.live.channel.basic_cancel(tag, BasicCancelOptions::default()).await;
+        if let Err(error) = cancelled {
+            self.end(&error.to_string());
+        }
+    }
+}
+
+/// Deliveries that are still held keep the session open, so what nobody took has to go back by itself.
+impl Drop for AmqpSubscription {
+    fn drop(&mut self) {
+        if self.state == State::Consuming {
+            let tag = self.consumer.tag();
+            // As below: the first poll hands the frame to the connection's writer.
+            let _ = self
+                .live
+                .channel
+                .basic_cancel(tag, BasicCancelOptions::default())
+                .now_or_never();
+        }
+        while let Some(Some(Ok(delivery))) = self.consumer.next().now_or_never() {
+            let _ = send(&delivery.acker, Settlement::GiveBack).now_or_never();
+        }
+        self.end("closed by us");
+    }
+}
+
+async fn consume(
+    channel: &Channel,
+    queue: &str,
+    prefetch: u16,
+    arguments: FieldTable,
+) -> Result<Consumer, TransportError> {
+    // Per consumer, never global: quorum queues end the connection over global prefetch.
+    channel
+        .basic_qos(prefetch, BasicQosOptions::default())
+        .await
+        .map_err(|error| operation_error("set the prefetch", &error))?;
+    channel
+        .basic_consume(short(queue)?, "".into(), BasicConsumeOptions::default(), arguments)
+        .await
+        .map_err(|error| operation_error(&format!("consume queue {queue:?}"), &error))
+}
+
+/// Settles through the delivery's own acker, never by a bare tag on whatever channel is current.
+struct AmqpSettler {
+    acker: Acker,
+    settled: bool,
+    _live: Arc<Live>,
+}
+
+impl Settler for AmqpSettler {
+    fn settle(mut self: Box<Self>, how: Settlement) -> BoxFuture<'static, Result<(), SettleError>> {
+        Box::pin(async move {
+            self.settled = true;
+            match send(&self.acker, how).await {
+                Ok(true) => Ok(()),
+                // `Ok(false)`: nothing was sent, because the channel is gone.
+                Ok(false) | Err(_) => Err(SettleError),
+            }
+        })
+    }
+
+    fn is_live(&self) -> bool {
+        self.acker.usable()
+    }
+}
+
+impl Drop for AmqpSettler {
+    fn drop(&mut self) {
+        if !self.settled {
+            // The first poll hands the frame to the connection's writer; nobody has to wait for the rest.
+            let _ = send(&self.acker, Settlement::GiveBack).now_or_never();
+        }
+    }
+}
+
+async fn send(acker: &Acker, how: Settlement) -> lapin::Result<bool> {
+    match how {
+        Settlement::Ack => acker.ack(BasicAckOptions::default()).await,
+        Settlement::GiveBack => {
+            let requeue = BasicNackOptions {
+                requeue: true,
+                ..BasicNackOptions::default()
+            };
+            acker.nack(requeue).await
+        }
+        Settlement::Reject => acker.reject(BasicRejectOptions::default()).await,
+    }
+}

@@ -1,0 +1,156 @@
+//! Declares a topology, or checks that it is there.
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, ExchangeKind as LapinKind};
+use tracing::warn;
+
+use super::session::Session;
+use super::{operation_error, reply, reply_code, short};
+use crate::transport::topology::{Argument, Declare, Exchange, ExchangeKind, Queue, Topology};
+use crate::transport::{QueueDepth, TransportError};
+
+/// Declares all of it. What is there already with other arguments is taken as it is, with a warning that has the
+/// broker's word for the argument: refusing to work would not change the queue.
+pub(super) async fn declare(session: &Session, topology: &Topology, how: Declare) -> Result<(), TransportError> {
+    let mut declarer = Declarer {
+        session,
+        channel: session.channel().await?,
+    };
+    for exchange in &topology.exchanges {
+        declarer.exchange(exchange, how).await?;
+    }
+    for queue in &topology.queues {
+        declarer.queue(queue, how).await?;
+    }
+    if how == Declare::Active {
+        for binding in &topology.bindings {
+            let (queue, exchange, key) = (&binding.queue, &binding.exchange, &binding.routing_key);
+            declarer
+                .channel
+                .queue_bind(
+                    short(queue)?,
+                    short(exchange)?,
+                    short(key)?,
+                    QueueBindOptions::default(),
+                    FieldTable::default(),
+                )
+                .await
+                .map_err(|error| operation_error(&format!("bind queue {queue:?} to {exchange:?}"), &error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Asks for a queue's size; `None` when there is no such queue.
+pub(super) async fn depth(session: &Session, queue: &str) -> Result<Option<QueueDepth>, TransportError> {
+    let channel = session.channel().await?; // its own: a missing queue closes it
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let answer = channel
+        .queue_declare(short(queue)?, options, FieldTable::default())
+        .await;
+    match answer {
+        Ok(found) => Ok(Some(QueueDepth {
+            messages: found.message_count(),
+            consumers: found.consumer_count(),
+        })),
+        Err(error) if reply_code(&error) == Some(reply::NOT_FOUND) => Ok(None),
+        Err(error) => Err(operation_error(&format!("look at queue {queue:?}"), &error)),
+    }
+}
+
+/// Declares on one channel, and on a new one after the broker has closed it over a conflict.
+struct Declarer<'a> {
+    session: &'a Session,
+    channel: Channel,
+}
+
+impl Declarer<'_> {
+    async fn exchange(&mut self, exchange: &Exchange, how: Declare) -> Result<(), TransportError> {
+        let operation = format!("declare exchange {:?}", exchange.name);
+        match self.try_exchange(exchange, how).await? {
+            Err(error) if is_conflict(how, &error) => {
+                self.after_conflict(&operation, &error).await?;
+                let passive = self.try_exchange(exchange, Declare::Passive).await?;
+                passive.map_err(|error| operation_error(&operation, &error))
+            }
+            other => other.map_err(|error| operation_error(&operation, &error)),
+        }
+    }
+
+    async fn queue(&mut self, queue: &Queue, how: Declare) -> Result<(), TransportError> {
+        let operation = format!("declare queue {:?}", queue.name);
+        match self.try_queue(queue, how).await? {
+            Err(error) if is_conflict(how, &error) => {
+                self.after_conflict(&operation, &error).await?;
+                let passive = self.try_queue(queue, Declare::Passive).await?;
+                passive.map_err(|error| operation_error(&operation, &error))
+            }
+            other => other.map_err(|error| operation_error(&operation, &error)),
+        }
+    }
+
+    async fn after_conflict(&mut self, operation: &str, error: &lapin::Error) -> Result<(), TransportError> {
+        warn!(
+            "{operation}: it is there with other arguments and is used as it is: {error}; to change it, drain it, \
+             delete it and let it be declared again"
+        );
+        self.channel = self.session.channel().await?;
+        Ok(())
+    }
+
+    async fn try_exchange(&self, exchange: &Exchange, how: Declare) -> Result<lapin::Result<()>, TransportError> {
+        let mut arguments = FieldTable::default();
+        if let Some(alternate) = &exchange.alternate {
+            arguments.insert(
+                "alternate-exchange".into(),
+                AMQPValue::LongString(alternate.as_str().into()),
+            );
+        }
+        let options = ExchangeDeclareOptions {
+            passive: how == Declare::Passive,
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        let kind = match exchange.kind {
+            ExchangeKind::Direct => LapinKind::Direct,
+            ExchangeKind::Fanout => LapinKind::Fanout,
+            ExchangeKind::Topic => LapinKind::Topic,
+        };
+        let name = short(&exchange.name)?;
+        Ok(self.channel.exchange_declare(name, kind, options, arguments).await)
+    }
+
+    async fn try_queue(&self, queue: &Queue, how: Declare) -> Result<lapin::Result<()>, TransportError> {
+        let options = QueueDeclareOptions {
+            passive: how == Declare::Passive,
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        let name = short(&queue.name)?;
+        let declared = self
+            .channel
+            .queue_declare(name, options, table(queue.arguments()))
+            .await;
+        Ok(declared.map(|_| ()))
+    }
+}
+
+fn is_conflict(how: Declare, error: &lapin::Error) -> bool {
+    how == Declare::Active && reply_code(error) == Some(reply::PRECONDITION_FAILED)
+}
+
+fn table(arguments: Vec<(&'static str, Argument)>) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in arguments {
+        let value = match value {
+            Argument::Text(text) => AMQPValue::LongString(text.into()),
+            Argument::Integer(number) => AMQPValue::LongLongInt(number),
+        };
+        table.insert(name.into(), value);
+    }
+    table
+}
