@@ -7,3 +7,7 @@ pub mod flow;
 pub mod supervise;
 
 pub mod transport;
+
+pub mod executor;
+
+pub mod config;

@@ -1,0 +1,320 @@
+//! Judges one setting alone: whether there is such a key, whether the value has its type, and its own rules.
+//!
+//! A setting is read as a file that holds nothing else, so each key gets a verdict of its own, whatever is wrong with
+//! the others. What a pool shares with jobs is judged by the rules of jobs ([`Job::check`]).
+
+use serde_path_to_error::Segment;
+use toml::{Table, Value};
+
+use super::file::{MAX_SLOTS, PoolFile};
+use super::keys::{self, ENV, Key, KeyPath, TABLE};
+use crate::message::Job;
+
+/// What is wrong with a setting, or with the file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    /// The path, down to the element of an array; empty for the file.
+    pub(super) key: String,
+    pub(super) message: String,
+}
+
+impl Problem {
+    /// Makes a problem of a file as a whole.
+    pub(super) fn of_all(message: String) -> Self {
+        Self {
+            key: String::new(),
+            message,
+        }
+    }
+}
+
+/// Most characters of a value that a message quotes.
+const QUOTED_MAX: usize = 64;
+
+/// Longest name of a pool, so that its queue's name stays within AMQP's 255 bytes.
+const POOL_NAME_MAX: usize = 64;
+
+/// Checks a setting; of several faults in one array, the first is told.
+pub(super) fn check(path: &KeyPath, value: &Value) -> Result<(), Problem> {
+    let problem = |message| Problem {
+        key: path.to_string(),
+        message,
+    };
+    if path.is_section() {
+        return Err(problem(mismatch(TABLE, value, path.name == ENV)));
+    }
+    let key = keys::find(path).ok_or_else(|| problem(keys::unknown(path)))?;
+    refuse_dates(value).map_err(|index| wrong_type(key, path, value, index))?;
+    let file = read(assemble([(path, value)])).map_err(|error| explain(key, path, value, &error))?;
+    if !is_in_range(&file) {
+        return Err(wrong_type(key, path, value, None));
+    }
+    check_as_job(path, file)
+}
+
+/// Refuses a date, which serde would take for a text, as the value or, by its index, as an element.
+fn refuse_dates(value: &Value) -> Result<(), Option<usize>> {
+    let elements = value.as_array().into_iter().flatten();
+    match elements.map(Value::is_datetime).position(|is_date| is_date) {
+        None if value.is_datetime() => Err(None),
+        None => Ok(()),
+        index => Err(index),
+    }
+}
+
+/// Puts settings together to the table of a file.
+pub(super) fn assemble<'a>(settings: impl IntoIterator<Item = (&'a KeyPath, &'a Value)>) -> Table {
+    let mut table = Table::new();
+    for (path, value) in settings {
+        let place = match &path.section {
+            None => &mut table,
+            Some(section) => {
+                let section = table.entry(section).or_insert_with(|| Table::new().into());
+                section.as_table_mut().expect("a section's name is never a setting's")
+            }
+        };
+        place.insert(path.name.clone(), value.clone());
+    }
+    table
+}
+
+/// A table that is no pool file, and where in it the fault is.
+pub(super) type ReadError = serde_path_to_error::Error<toml::de::Error>;
+
+/// Reads a table as a pool file.
+pub(super) fn read(table: Table) -> Result<PoolFile, ReadError> {
+    serde_path_to_error::deserialize(Value::Table(table))
+}
+
+/// Puts serde's words, which are for Rust programmers, into an operator's.
+fn explain(key: &Key, path: &KeyPath, value: &Value, error: &ReadError) -> Problem {
+    let index = match error.path().iter().next_back() {
+        Some(Segment::Seq { index }) => Some(*index),
+        _ => None,
+    };
+    let problem = wrong_type(key, path, value, index);
+    match error.inner().message() {
+        own if own.starts_with("expected ") => Problem {
+            message: own.to_owned(),
+            ..problem
+        }, // our types know best
+        _ => problem,
+    }
+}
+
+/// Says what belongs at a key, or at an element of its array.
+fn wrong_type(key: &Key, path: &KeyPath, value: &Value, index: Option<usize>) -> Problem {
+    let secret = path.section() == ENV;
+    match index.and_then(|index| Some((index, value.get(index)?))) {
+        Some((index, element)) => Problem {
+            key: format!("{path}[{index}]"),
+            message: mismatch(key.each, element, secret),
+        },
+        None => Problem {
+            key: path.to_string(),
+            message: mismatch(key.expected, value, secret),
+        },
+    }
+}
+
+fn mismatch(expected: &str, got: &Value, secret: bool) -> String {
+    let got = match got {
+        Value::Table(_) => "a table".to_owned(),
+        Value::Array(_) => "an array".to_owned(),
+        _ if secret => "a value of another type".to_owned(),
+        Value::String(text) => quoted(text),
+        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) => got.to_string(),
+    };
+    format!("expected {expected}, got {got}")
+}
+
+/// Quotes a text, escaped and cut.
+fn quoted(text: &str) -> String {
+    match text.char_indices().nth(QUOTED_MAX) {
+        None => format!("{text:?}"),
+        Some((cut, _)) => format!("{:?}…", &text[..cut]),
+    }
+}
+
+/// Checks what the types of a pool's own keys can't hold.
+fn is_in_range(file: &PoolFile) -> bool {
+    file.pool.as_deref().is_none_or(is_pool_name) && file.slots.is_none_or(|slots| (1..=MAX_SLOTS).contains(&slots))
+}
+
+/// A dot would split the routing key of results, `<pool>.<status>`.
+fn is_pool_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    (1..=POOL_NAME_MAX).contains(&name.len()) && name.bytes().all(allowed)
+}
+
+/// Checks what a job may say too by the job's own rules.
+fn check_as_job(path: &KeyPath, file: PoolFile) -> Result<(), Problem> {
+    let command = file.handler.or(file.shell).unwrap_or_else(|| vec!["true".to_owned()]);
+    let job = Job {
+        command: Some(command),
+        cwd: file.cwd,
+        env: file.env,
+        retry: file.retry,
+        output: file.output,
+        ..Job::default()
+    };
+    job.check().map_err(|error| {
+        let key = match error.field.strip_prefix("command") {
+            Some(index) => format!("{path}{index}"),
+            None => error.field,
+        };
+        Problem {
+            key,
+            message: error.message,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checks `key = value`, and returns what is wrong with it as one line.
+    fn verdict(key: &str, value: &str) -> String {
+        let table: Table = format!("value = {value}").parse().unwrap();
+        match check(&KeyPath::of(key), &table["value"]) {
+            Ok(()) => "fine".to_owned(),
+            Err(Problem { key, message }) => format!("{key}: {message}"),
+        }
+    }
+
+    #[test]
+    fn every_key_names_what_belongs_there() {
+        for key in &keys::KEYS {
+            let place = key.path.replace('*', "NAME");
+            let got = if key.path == "env.*" {
+                "a value of another type"
+            } else {
+                "1979-05-27"
+            };
+            assert_eq!(
+                verdict(&place, "1979-05-27"),
+                format!("{place}: expected {}, got {got}", key.expected)
+            );
+        }
+    }
+
+    #[test]
+    fn every_array_names_the_element_and_what_it_has_to_be() {
+        for key in keys::KEYS.iter().filter(|key| !key.each.is_empty()) {
+            let expected = format!("{}[0]: expected {}, got 1979-05-27", key.path, key.each);
+            assert_eq!(verdict(key.path, "[1979-05-27]"), expected);
+        }
+        let second = verdict("retry.statuses", r#"["failed", "failing"]"#);
+        assert!(
+            second.starts_with("retry.statuses[1]: expected one of succeeded, "),
+            "{second}"
+        );
+    }
+
+    #[test]
+    fn numbers_have_a_range() {
+        for (key, bad, good) in [
+            ("slots", "0", "1"),
+            ("slots", "10001", "10000"),
+            ("slots", "-1", "4"),
+            ("slots", "70000", "4"),
+            ("prefetch", "0", "1"),
+            ("prefetch", "65536", "65535"),
+            ("delivery_limit", "0", "1"),
+            ("retry.max_attempts", "0", "1"),
+            ("retry.multiplier", "0.5", "1"),
+            ("retry.multiplier", "inf", "1.5"),
+            ("limits.processes", "0", "1"),
+        ] {
+            let expected = keys::find(&KeyPath::of(key)).map(|key| key.expected).unwrap();
+            assert_eq!(verdict(key, bad), format!("{key}: expected {expected}, got {bad}"));
+            assert_eq!(verdict(key, good), "fine", "{key}");
+        }
+        assert_eq!(
+            verdict("retry.exit_codes", "[75, 256]"),
+            "retry.exit_codes[1]: expected an exit code from 0 to 255, got 256"
+        );
+    }
+
+    #[test]
+    fn a_pool_name_is_good_as_a_routing_key_and_a_label() {
+        let long = "x".repeat(POOL_NAME_MAX);
+        assert_eq!(verdict("pool", &format!("{long:?}")), "fine");
+        assert_eq!(verdict("pool", r#""render-4k_A""#), "fine");
+        for name in ["", "a.b", "a b", "ä", "a*", &format!("{long}x")] {
+            let verdict = verdict("pool", &format!("{name:?}"));
+            assert!(verdict.starts_with("pool: expected 1 to 64 letters"), "{verdict}");
+        }
+    }
+
+    #[test]
+    fn texts_follow_the_rules_of_jobs() {
+        for (key, value, expected) in [
+            (
+                "shell",
+                "[]",
+                "shell: expected a program and its arguments, got nothing",
+            ),
+            ("handler", r#"[""]"#, r#"handler[0]: expected a program, got """#),
+            (
+                "handler",
+                r#"["x", "a\u0000b"]"#,
+                "handler[1]: expected text without NUL, got one at byte 1",
+            ),
+            (
+                "cwd",
+                r#""srv/work""#,
+                r#"cwd: expected an absolute path, got "srv/work""#,
+            ),
+            (
+                "env.A",
+                r#""a\u0000b""#,
+                "env.A: expected text without NUL, got one at byte 1",
+            ),
+            (
+                "env.A=B",
+                r#""""#,
+                r#"env: expected names without "=", got one that starts with "A""#,
+            ),
+            (
+                "env.",
+                r#""""#,
+                "env: expected names that aren't empty, got an empty one",
+            ),
+            (
+                "timeout",
+                r#""0s""#,
+                r#"timeout: expected a duration such as "30s", got "0s""#,
+            ),
+        ] {
+            assert_eq!(verdict(key, value), expected);
+        }
+    }
+
+    #[test]
+    fn a_section_is_a_table() {
+        for section in keys::SECTIONS {
+            let got = if section == ENV {
+                "a value of another type"
+            } else {
+                r#""x""#
+            };
+            assert_eq!(
+                verdict(section, r#""x""#),
+                format!("{section}: expected a table, got {got}")
+            );
+            assert_eq!(
+                verdict(section, "[]"),
+                format!("{section}: expected a table, got an array")
+            );
+        }
+    }
+
+    #[test]
+    fn a_message_quotes_little() {
+        let long = "x".repeat(1000);
+        assert!(verdict("cwd", &format!("{long:?}")).len() < 150);
+        assert!(verdict("pool", &format!("{long:?}")).len() < 150);
+    }
+}

@@ -1,0 +1,103 @@
+//! A pool file as it is written: the raw layer, in which every key may be left out.
+//!
+//! The doc comments are the descriptions in `schemas/pool.v1.json`. Trade-offs and defaults are told in
+//! `workers/default.toml`.
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::message::{ByteSize, Limits, OutputPolicy, RetryPolicy, SignalName, Span};
+use crate::transport::topology::Declare;
+
+/// Most commands at a time; more is a slip of the finger, and each takes processes, pipes and memory.
+pub(super) const MAX_SLOTS: u16 = 10_000;
+
+/// Text without NUL, which no argument or variable of Linux can hold.
+const NO_NUL: &str = r"^[^\x00]*$";
+
+/// The jobs that a worker takes from one queue, and what they get that they don't say themselves.
+///
+/// A file is TOML; here it is described as the JSON of the same shape. Every key may be left out.
+// No `Debug`: the environment may hold secrets.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Synthex pool file, version 1", extend("$id" = "urn:synthex:pool:v1"))]
+pub struct PoolFile {
+    /// The pool's name: part of its queue's name, the routing key of its jobs, and a label in metrics.
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
+    pub pool: Option<String>,
+    /// How many commands run at a time. Default: the number of CPUs.
+    #[schemars(range(min = 1, max = MAX_SLOTS))]
+    pub slots: Option<u16>,
+    /// How many jobs the worker holds at a time; not less than `slots`. Default: `slots`.
+    #[schemars(range(min = 1, max = u16::MAX))]
+    pub prefetch: Option<NonZeroU16>,
+    /// The one command of the pool, program first: it gets each message's body on stdin, unread. Default: none,
+    /// messages are jobs.
+    #[schemars(length(min = 1), inner(regex(pattern = NO_NUL)), extend("prefixItems" = program()))]
+    pub handler: Option<Vec<String>>,
+    /// Whether the worker declares queues and exchanges that are missing, or only checks that they are there.
+    #[serde(default, deserialize_with = "declare")]
+    #[schemars(with = "Option<DeclareWord>")]
+    pub declare: Option<Declare>,
+    /// How many deliveries of a job may pass without an end of its run before it is given up as `lost`.
+    #[schemars(range(min = 1, max = u32::MAX))]
+    pub delivery_limit: Option<NonZeroU32>,
+    /// The largest body of a job that is accepted.
+    pub max_job_bytes: Option<ByteSize>,
+    /// How long running commands may go on once the worker was asked to stop.
+    pub stop_grace: Option<Span>,
+    /// The wall clock limit of a command.
+    pub timeout: Option<Span>,
+    /// The longest `timeout` that a job may ask for; not less than `timeout`.
+    pub max_timeout: Option<Span>,
+    /// The time from `term_signal` to SIGKILL.
+    pub kill_grace: Option<Span>,
+    /// The signal that asks a command to end.
+    pub term_signal: Option<SignalName>,
+    /// What runs a job's `script`, program first; the script is added as the last argument.
+    #[schemars(length(min = 1), inner(regex(pattern = NO_NUL)), extend("prefixItems" = program()))]
+    pub shell: Option<Vec<String>>,
+    /// The working directory of commands, an absolute path. Default: the worker's own.
+    #[schemars(regex(pattern = r"^/[^\x00]*$"))]
+    pub cwd: Option<PathBuf>,
+    /// Environment variables of commands, added to the defaults one by one; nothing of the worker's own gets in.
+    #[schemars(inner(regex(pattern = NO_NUL)), extend("propertyNames" = { "pattern": r"^[^=\x00]+$" }))]
+    pub env: Option<BTreeMap<String, String>>,
+    /// When a job runs again after a failure that may pass.
+    pub retry: Option<RetryPolicy>,
+    /// What a command and everything it starts may use.
+    pub limits: Option<Limits>,
+    /// What is kept and published of a command's output.
+    pub output: Option<OutputPolicy>,
+}
+
+/// Describes the first word of a command.
+fn program() -> Value {
+    json!([{ "type": "string", "pattern": r"^[^\x00]+$" }])
+}
+
+// The words for `Declare`, which itself knows nothing of files.
+/// What to do about queues and exchanges.
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "Declare")]
+enum DeclareWord {
+    /// Declares what is missing.
+    Active,
+    /// Declares nothing, and fails clearly when something is missing.
+    Passive,
+}
+
+fn declare<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Declare>, D::Error> {
+    let word = Option::<DeclareWord>::deserialize(from)?;
+    Ok(word.map(|word| match word {
+        DeclareWord::Active => Declare::Active,
+        DeclareWord::Passive => Declare::Passive,
+    }))
+}

@@ -1,0 +1,289 @@
+//! Finds what is to be run before it is started, and words what the kernel refused.
+//!
+//! The kernel says ENOENT alike for a missing program, a missing directory and a missing
+//! interpreter; looking first tells them apart. The lookup is that of execvp(3), against the
+//! command's own `PATH` and directory, with two differences: what is found must be a regular file
+//! that may be executed, and a file without a `#!` line is not handed to a shell. Between the look
+//! and the start things may change, so a refused start is looked at again.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::Errno;
+
+use super::{NotStarted, Run};
+use crate::message::FailureKind;
+
+/// Where a program is looked for when the command has no `PATH` (`_CS_PATH`, confstr(3)).
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// Characters of a path or name that a message shows.
+const SHOWN: usize = 256;
+
+/// What the kernel reads of a script for its `#!` line (`BINPRM_BUF_SIZE`, execve(2)).
+const FIRST_LINE: u64 = 256;
+
+const NO_PROGRAM: &str = "is neither a program for this machine nor a script with a `#!` line: add \
+                          the line, or name the interpreter";
+const BUSY: &str = "is still open for writing: close it before it is run";
+const NO_PROCESS: &str = "could not be started, as no more processes are allowed: raise the \
+                          worker's TasksMax or `ulimit -u`, or use fewer slots";
+const NO_DESCRIPTOR: &str = "could not be started, as too many files are open: raise the worker's \
+                             `ulimit -n`, or use fewer slots";
+
+/// Says whether the command's directory can be entered.
+///
+/// # Errors
+///
+/// `cwd_missing` when it does not exist, is not a directory or may not be entered.
+pub(super) fn check_cwd(run: &Run) -> Result<(), NotStarted> {
+    let Some(cwd) = &run.cwd else { return Ok(()) };
+    let problem = match fs::metadata(cwd) {
+        Ok(found) if !found.is_dir() => "is not a directory: name one that exists on the worker".to_owned(),
+        Ok(_) if may_execute(cwd) => return Ok(()),
+        Ok(_) => format!("may not be entered by the worker's {}", user()),
+        Err(error) if is_absent(&error) => "does not exist: create it on the worker, or name another".to_owned(),
+        Err(error) => format!("cannot be entered: {error}"),
+    };
+    Err(NotStarted::new(
+        FailureKind::CwdMissing,
+        format!("cwd {} {problem}", shown(cwd.as_os_str())),
+    ))
+}
+
+/// Gives the file to start, as a path with a slash in it.
+///
+/// # Errors
+///
+/// `program_missing` or `not_executable`, with where it was looked for and what was found there.
+pub(super) fn locate(run: &Run) -> Result<PathBuf, NotStarted> {
+    let base = run.cwd.as_deref().unwrap_or(Path::new("."));
+    if run.program.as_bytes().contains(&b'/') {
+        let path = base.join(&run.program);
+        return check(&path)
+            .map(|()| path)
+            .map_err(|flaw| flaw.describe(run, &run.program));
+    }
+    let search = run.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+    let mut forbidden = None;
+    for folder in search.split(':') {
+        let path = base.join(folder).join(&run.program);
+        match check(&path) {
+            Ok(()) => return Ok(path),
+            Err(Flaw::NoPermission) => forbidden = forbidden.or(Some(path)),
+            Err(_) => {}
+        }
+    }
+    Err(match forbidden {
+        Some(path) => Flaw::NoPermission.describe(run, path.as_os_str()),
+        None => not_in_path(run, search),
+    })
+}
+
+/// Words the error of a start, after [`check_cwd`] and [`locate`] found nothing wrong.
+pub(super) fn explain(error: &io::Error, run: &Run, path: &Path) -> NotStarted {
+    // Both may have changed since they were looked at.
+    if let Some(cause) = check_cwd(run).err().or_else(|| locate(run).err()) {
+        return cause;
+    }
+    let errno = Errno::from_io_error(error);
+    let kind = match errno {
+        Some(Errno::NOENT | Errno::NOEXEC | Errno::ACCESS | Errno::PERM) => FailureKind::NotExecutable,
+        _ => FailureKind::SpawnFailed,
+    };
+    let problem = match errno {
+        Some(Errno::NOENT) => interpreter_missing(path),
+        Some(Errno::NOEXEC) => NO_PROGRAM.to_owned(),
+        Some(Errno::ACCESS | Errno::PERM) => no_permission(),
+        Some(Errno::TOOBIG) => too_big(run),
+        Some(Errno::TXTBSY) => BUSY.to_owned(),
+        Some(Errno::AGAIN) => NO_PROCESS.to_owned(),
+        Some(Errno::MFILE | Errno::NFILE) => NO_DESCRIPTOR.to_owned(),
+        _ => format!("could not be started: {error}"),
+    };
+    NotStarted::new(kind, format!("program {} {problem}", shown(&run.program)))
+}
+
+/// What is wrong with a file as a program.
+enum Flaw {
+    Missing,
+    Directory,
+    NotRegular,
+    NoPermission,
+    Unseen(io::Error),
+}
+
+impl Flaw {
+    fn describe(self, run: &Run, path: &OsStr) -> NotStarted {
+        let (kind, problem) = match self {
+            Self::Missing => (FailureKind::ProgramMissing, missing(run)),
+            Self::Directory => (FailureKind::NotExecutable, "is a directory".to_owned()),
+            Self::NotRegular => (FailureKind::NotExecutable, "is not a regular file".to_owned()),
+            Self::NoPermission => (FailureKind::NotExecutable, no_permission()),
+            Self::Unseen(error) => {
+                let problem = format!("cannot be looked at by the worker's {}: {error}", user());
+                (FailureKind::NotExecutable, problem)
+            }
+        };
+        NotStarted::new(kind, format!("program {} {problem}", shown(path)))
+    }
+}
+
+/// Says whether the file could be executed, without reading it.
+fn check(path: &Path) -> Result<(), Flaw> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Err(Flaw::Directory),
+        Ok(found) if !found.is_file() => Err(Flaw::NotRegular),
+        Ok(_) if may_execute(path) => Ok(()),
+        Ok(_) => Err(Flaw::NoPermission),
+        Err(error) if is_absent(&error) => Err(Flaw::Missing),
+        Err(error) => Err(Flaw::Unseen(error)),
+    }
+}
+
+fn may_execute(path: &Path) -> bool {
+    accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS).is_ok()
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidFilename, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory | InvalidFilename)
+}
+
+fn no_permission() -> String {
+    let user = user();
+    format!("may not be executed by the worker's {user}: `chmod +x` it, or look at its mount (noexec) and interpreter")
+}
+
+fn not_in_path(run: &Run, search: &str) -> NotStarted {
+    let origin = if run.env.contains_key("PATH") {
+        ""
+    } else {
+        ", the default as env has none"
+    };
+    let message = format!(
+        "program {} not found in PATH ({}{origin}): install it on the worker, or give its full path",
+        shown(&run.program),
+        cut(search),
+    );
+    NotStarted::new(FailureKind::ProgramMissing, message)
+}
+
+fn missing(run: &Run) -> String {
+    let place = match (&run.cwd, Path::new(&run.program).is_absolute()) {
+        (Some(cwd), false) => format!(" in cwd {}", shown(cwd.as_os_str())),
+        (None, false) => " in the worker's directory".to_owned(),
+        (_, true) => String::new(),
+    };
+    format!("does not exist{place}: install it on the worker, or correct the path")
+}
+
+/// The kernel says that something is missing, and the program is there: it is what the program is
+/// to be run by.
+fn interpreter_missing(path: &Path) -> String {
+    let mut start = Vec::new();
+    // A file that cannot be read may be executed all the same; then there is no first line to
+    // quote.
+    let _ = File::open(path).and_then(|file| file.take(FIRST_LINE).read_to_end(&mut start));
+    let line = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let Some(rest) = line.strip_prefix(b"#!") else {
+        return "cannot be run, as its loader is missing: it was built for another system".to_owned();
+    };
+    let rest = String::from_utf8_lossy(rest);
+    let interpreter = rest
+        .trim_matches([' ', '\t'])
+        .split([' ', '\t'])
+        .next()
+        .unwrap_or_default();
+    let remedy = match interpreter.ends_with('\r') {
+        true => "the file has Windows line ends, convert them",
+        false => "install it on the worker, or correct the first line of the file",
+    };
+    format!("cannot be run, as its interpreter {interpreter:?} does not exist: {remedy}")
+}
+
+fn too_big(run: &Run) -> String {
+    let args = run.args.iter().map(|arg| arg.len());
+    let env = run.env.iter().map(|(key, value)| key.len() + value.len() + 1);
+    let longest = args.clone().chain(env.clone()).max().unwrap_or_default();
+    format!(
+        "could not be started, as its arguments ({} bytes) and environment ({} bytes), the longest of them {longest} \
+         bytes, are more than the kernel takes: pass large data through stdin or a file",
+        args.sum::<usize>(),
+        env.sum::<usize>(),
+    )
+}
+
+fn user() -> String {
+    format!("user (uid {})", rustix::process::geteuid().as_raw())
+}
+
+fn shown(text: &OsStr) -> String {
+    format!("{:?}", cut(&text.to_string_lossy()))
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::run;
+    use super::*;
+
+    fn explained(errno: Errno, run: &Run) -> (FailureKind, String) {
+        let NotStarted { kind, message } = explain(&errno.into(), run, Path::new("/bin/true"));
+        (kind, message)
+    }
+
+    #[test]
+    fn what_vanished_between_the_look_and_the_start_is_named() {
+        let run = Run {
+            cwd: Some("/no/such/folder".into()),
+            ..run(["true"])
+        };
+        let (kind, message) = explained(Errno::NOENT, &run);
+        assert_eq!(kind, FailureKind::CwdMissing, "{message}");
+
+        let run = Run {
+            cwd: None,
+            program: "/no/such/program".into(),
+            ..run
+        };
+        let (kind, message) = explained(Errno::NOENT, &run);
+        assert_eq!(kind, FailureKind::ProgramMissing, "{message}");
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_told_with_what_helps() {
+        use FailureKind::{NotExecutable, SpawnFailed};
+        for (errno, kind, expected) in [
+            (Errno::NOENT, NotExecutable, "as its loader is missing"),
+            (Errno::ACCESS, NotExecutable, "`chmod +x` it"),
+            (Errno::AGAIN, SpawnFailed, "TasksMax"),
+            (Errno::MFILE, SpawnFailed, "`ulimit -n`"),
+            (Errno::NFILE, SpawnFailed, "`ulimit -n`"),
+            (Errno::NOMEM, SpawnFailed, "could not be started: "),
+        ] {
+            let (found, message) = explained(errno, &run(["true"]));
+            assert_eq!(found, kind, "{message}");
+            assert!(
+                message.starts_with("program \"true\" ") && message.contains(expected),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_quoted_text_is_cut_between_characters() {
+        assert_eq!(cut(&"é".repeat(SHOWN)), "é".repeat(SHOWN));
+        assert_eq!(cut(&"é".repeat(SHOWN + 1)), format!("{}…", "é".repeat(SHOWN)));
+    }
+}

@@ -1,0 +1,179 @@
+//! Moves bytes between a command's pipes and memory.
+//!
+//! Everything a stream has seen is in its struct, not in a future, so a wait given up (at a
+//! timeout) loses nothing. One read buffer a runtime thread is shared by all runs: a run that is
+//! silent costs no buffer.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future;
+use std::io;
+
+use bytes::{Buf, Bytes};
+use tokio::net::unix::pipe;
+
+use super::output::Kept;
+use super::spawn::Pipes;
+use crate::message::Output;
+
+/// What a pipe holds by default (pipe(7)): a larger buffer would never be filled.
+const READ_SIZE: usize = 64 * 1024;
+
+/// Bytes moved in one go before other futures get their turn: a command that floods must not hold
+/// up a timer.
+const TURN: usize = 4 * READ_SIZE;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
+}
+
+/// The three streams of a running command.
+pub(super) struct Streams {
+    stdin: Feed,
+    stdout: Drain,
+    stderr: Drain,
+}
+
+impl Streams {
+    /// Feeds `stdin` and keeps at most `max_output` bytes of each output stream.
+    pub(super) fn new(pipes: Pipes, stdin: Bytes, max_output: u64) -> Self {
+        Self {
+            stdin: Feed {
+                pipe: pipes.stdin,
+                rest: stdin,
+            },
+            stdout: Drain {
+                pipe: Some(pipes.stdout),
+                kept: Kept::new(max_output),
+            },
+            stderr: Drain {
+                pipe: Some(pipes.stderr),
+                kept: Kept::new(max_output),
+            },
+        }
+    }
+
+    /// Moves bytes for as long as it is polled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: bytes that were read are kept, and bytes that were written are not written
+    /// again.
+    pub(super) async fn flow(&mut self) -> Infallible {
+        self.ended().await;
+        future::pending().await
+    }
+
+    /// Moves bytes until stdin was fed and nobody holds the output any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe, as [`flow`](Self::flow).
+    pub(super) async fn ended(&mut self) {
+        tokio::join!(self.stdin.feed(), self.stdout.drain(), self.stderr.drain());
+    }
+
+    /// What was kept of stdout and of stderr.
+    pub(super) fn into_outputs(self) -> (Output, Output) {
+        (self.stdout.kept.into_output(), self.stderr.kept.into_output())
+    }
+}
+
+/// The writing end of stdin, until all is written or nobody reads.
+struct Feed {
+    pipe: Option<pipe::Sender>,
+    rest: Bytes,
+}
+
+impl Feed {
+    async fn feed(&mut self) {
+        while let Some(pipe) = self.pipe.as_ref().filter(|_| self.rest.has_remaining()) {
+            let written = match pipe.writable().await {
+                Ok(()) => pipe.try_write(&self.rest),
+                Err(error) => Err(error),
+            };
+            match written {
+                Ok(count) => self.rest.advance(count),
+                Err(error) if is_passing(&error) => {}
+                // EPIPE: the command closed its stdin or never looked at it, which is its own
+                // affair.
+                Err(_) => break,
+            }
+        }
+        self.pipe = None;
+    }
+}
+
+/// The reading end of an output stream, until nobody can write to it, and what was kept of it.
+struct Drain {
+    pipe: Option<pipe::Receiver>,
+    kept: Kept,
+}
+
+impl Drain {
+    async fn drain(&mut self) {
+        let mut turn = 0;
+        while let Some(pipe) = &self.pipe {
+            let read = match pipe.readable().await {
+                Ok(()) => read_once(pipe, &mut self.kept),
+                Err(error) => Err(error),
+            };
+            match read {
+                Ok(count @ 1..) => turn += count,
+                Err(error) if is_passing(&error) => {}
+                Ok(0) | Err(_) => self.pipe = None,
+            }
+            if turn >= TURN {
+                turn = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+/// Reads what is there into the thread's buffer and from there into `kept`; 0 is the end of the
+/// stream.
+fn read_once(pipe: &pipe::Receiver, kept: &mut Kept) -> io::Result<usize> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let count = pipe.try_read(buffer)?;
+        kept.push(&buffer[..count]);
+        Ok(count)
+    })
+}
+
+/// Whether to wait for the pipe again.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use futures_util::FutureExt;
+    use rustix::io::ioctl_fionread;
+    use rustix::pipe::fcntl_setpipe_size;
+
+    use super::*;
+
+    /// A pipe that has far more to read than one turn takes must not be read to its end in one go.
+    #[tokio::test]
+    async fn a_flood_gives_others_their_turn() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let size = fcntl_setpipe_size(&writer, 4 * TURN).unwrap();
+        writer.write_all(&vec![b'x'; size]).unwrap();
+        let pipe = pipe::Receiver::from_owned_fd(reader.into()).unwrap();
+        let mut drain = Drain {
+            pipe: Some(pipe),
+            kept: Kept::new(0),
+        };
+
+        // Until the runtime has seen that the pipe can be read, nothing is.
+        drain.pipe.as_ref().unwrap().readable().await.unwrap();
+        for turns in 1..=2 {
+            assert!(drain.drain().now_or_never().is_none());
+            let left = ioctl_fionread(drain.pipe.as_ref().unwrap()).unwrap();
+            assert_eq!(left, (size - turns * TURN) as u64);
+        }
+    }
+}

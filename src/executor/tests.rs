@@ -1,0 +1,798 @@
+//! Whole runs, of real commands: the ones that misbehave are in `tests/fixtures/commands`.
+//!
+//! Where a test waits for a real timeout, the command needs far less than that to get ready, says
+//! so in its output, and the test checks that it did.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::pin::pin;
+
+use rustix::fs::{CWD, Mode};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::unix::pipe;
+
+use super::*;
+use crate::message::Encoding;
+
+const MAX_OUTPUT: u64 = 64 * 1024;
+
+/// Above anything a run here waits for by design, below what a command left alone would take.
+const SOON: Duration = Duration::from_secs(20);
+
+pub(super) fn run<const N: usize>(command: [&str; N]) -> Run {
+    Run {
+        program: command[0].into(),
+        args: command[1..].iter().map(OsString::from).collect(),
+        env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
+        cwd: None,
+        stdin: Bytes::new(),
+        timeout: Duration::from_secs(60),
+        term_signal: SignalName::TERM,
+        kill_grace: Duration::from_secs(60),
+        limits: Limits::default(),
+        max_output: MAX_OUTPUT,
+    }
+}
+
+fn bash(script: &str) -> Run {
+    run(["bash", "-c", script])
+}
+
+fn fixture(name: &str) -> Run {
+    run([&format!(
+        "{}/tests/fixtures/commands/{name}",
+        env!("CARGO_MANIFEST_DIR")
+    )])
+}
+
+async fn outcome(run: Run) -> Outcome {
+    execute(run, CancellationToken::new()).await
+}
+
+/// Runs what is expected to exit with 0 and gives its stdout.
+async fn stdout(run: Run) -> String {
+    let outcome = outcome(run).await;
+    assert_eq!(outcome.end, End::Exited(0), "{outcome:?}");
+    outcome.stdout.text
+}
+
+async fn refusal(run: Run) -> (FailureKind, String) {
+    let outcome = outcome(run).await;
+    assert_eq!(
+        (outcome.started_at, outcome.duration, outcome.kill_time),
+        (None, Duration::ZERO, None)
+    );
+    assert_eq!((outcome.stdout.bytes, outcome.stderr.bytes), (0, 0));
+    match outcome.end {
+        End::NotStarted(NotStarted { kind, message }) => (kind, message),
+        end => panic!("started: {end:?}"),
+    }
+}
+
+fn timed_out(exit_code: Option<i32>, signal: Option<SignalName>) -> End {
+    End::TimedOut { exit_code, signal }
+}
+
+fn pid(text: &str) -> Pid {
+    Pid::from_raw(text.trim().parse().expect("a process number")).expect("a process number")
+}
+
+/// The state of a process as proc(5) has it, `None` when there is none of that number.
+fn state(pid: Pid) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Waits until the process is dead; its parent may not have reaped it, if that is not the worker.
+async fn gone(pid: Pid) {
+    let dead = async {
+        while !matches!(state(pid), None | Some('Z' | 'X')) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, dead).await.expect("the process is dead");
+}
+
+// Ends
+
+#[tokio::test]
+async fn exit_codes_and_foreign_signals_are_told_apart() {
+    assert_eq!(outcome(run(["true"])).await.end, End::Exited(0));
+    assert_eq!(outcome(bash("exit 3")).await.end, End::Exited(3));
+    assert_eq!(outcome(bash("exit 143")).await.end, End::Exited(143));
+    assert_eq!(
+        outcome(bash("kill -TERM $$")).await.end,
+        End::Signaled(SignalName::TERM)
+    );
+    assert_eq!(
+        outcome(bash("kill -KILL $$")).await.end,
+        End::Signaled(SignalName::KILL)
+    );
+}
+
+#[tokio::test]
+async fn a_run_tells_when_and_how_long() {
+    let before = Timestamp::now();
+    let outcome = outcome(bash("sleep 0.2")).await;
+    let started_at = outcome.started_at.expect("it was started");
+    assert!(before <= started_at && started_at < outcome.finished_at);
+    assert!(outcome.duration >= Duration::from_millis(200), "{:?}", outcome.duration);
+    assert!(outcome.spawn_time > Duration::ZERO && outcome.spawn_time < outcome.duration);
+    assert_eq!((outcome.kill_time, outcome.usage), (None, None));
+}
+
+#[tokio::test]
+async fn term_ends_the_group_at_the_timeout() {
+    // The shell waits for its child, so both must have got the signal for this to be quick.
+    let outcome = outcome(Run {
+        timeout: Duration::from_millis(300),
+        ..bash("echo so far; sleep 300; :")
+    })
+    .await;
+    assert_eq!(outcome.end, timed_out(None, Some(SignalName::TERM)));
+    assert_eq!(outcome.stdout.text, "so far\n");
+    assert!(outcome.duration >= Duration::from_millis(300) && outcome.duration < SOON);
+    assert!(outcome.kill_time.expect("it was killed") < SOON);
+}
+
+#[tokio::test]
+async fn a_command_that_ignores_term_is_killed_after_the_grace() {
+    let (timeout, kill_grace) = (Duration::from_secs(1), Duration::from_millis(400));
+    let outcome = outcome(Run {
+        timeout,
+        kill_grace,
+        ..fixture("ignore-term")
+    })
+    .await;
+    assert_eq!(outcome.stdout.text, "ready\n");
+    assert_eq!(outcome.end, timed_out(None, Some(SignalName::KILL)));
+    assert!(outcome.duration >= timeout + kill_grace);
+    let kill_time = outcome.kill_time.expect("it was killed");
+    assert!(kill_time >= kill_grace && kill_time < SOON);
+}
+
+#[tokio::test]
+async fn a_timed_out_run_stays_so_when_it_exits_with_0() {
+    let outcome = outcome(Run {
+        timeout: Duration::from_secs(1),
+        ..fixture("exit-zero-on-term")
+    })
+    .await;
+    assert_eq!(outcome.stdout.text, "ready\ncleaned up\n");
+    assert_eq!(outcome.end, timed_out(Some(0), None));
+}
+
+#[tokio::test]
+async fn another_term_signal_is_sent_where_it_was_asked_for() {
+    let term_signal = SignalName::from_number(Signal::USR1.as_raw()).expect("a signal");
+    let ended = outcome(Run {
+        timeout: Duration::from_millis(300),
+        term_signal,
+        ..run(["sleep", "300"])
+    })
+    .await;
+    assert_eq!(ended.end, timed_out(None, Some(term_signal)));
+}
+
+#[tokio::test]
+async fn a_stopped_command_is_told_to_end_and_then_continued() {
+    let outcome = outcome(Run {
+        timeout: Duration::from_secs(1),
+        ..fixture("stop-itself")
+    })
+    .await;
+    assert_eq!(outcome.stdout.text, "told to end\n");
+    assert_eq!(outcome.end, timed_out(Some(7), None));
+}
+
+#[tokio::test]
+async fn the_grace_is_for_the_whole_group() {
+    let outcome = outcome(Run {
+        timeout: Duration::from_secs(1),
+        ..fixture("slow-to-end")
+    })
+    .await;
+    assert_eq!(outcome.stdout.text, "ready\nsaved\n");
+    assert_eq!(outcome.end, timed_out(None, Some(SignalName::TERM)));
+}
+
+#[tokio::test]
+async fn a_leader_that_left_its_group_is_killed_too() {
+    let (timeout, kill_grace) = (Duration::from_secs(1), Duration::from_millis(10));
+    let outcome = outcome(Run {
+        timeout,
+        kill_grace,
+        ..fixture("leave-group")
+    })
+    .await;
+    assert_eq!(
+        (outcome.stdout.text.as_str(), outcome.stderr.text.as_str()),
+        ("ready\n", "")
+    );
+    assert_eq!(outcome.end, timed_out(None, Some(SignalName::KILL)));
+}
+
+#[tokio::test]
+async fn the_largest_timeout_is_no_timeout() {
+    assert_eq!(
+        outcome(Run {
+            timeout: Duration::MAX,
+            ..run(["true"])
+        })
+        .await
+        .end,
+        End::Exited(0)
+    );
+}
+
+// Cancelling and dropping
+
+/// A FIFO on which a command says something while it runs.
+struct Announcement {
+    folder: tempfile::TempDir,
+}
+
+impl Announcement {
+    /// The command gets the FIFO as its argument.
+    fn of(name: &str) -> (Self, Run) {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        rustix::fs::mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+        let run = Run {
+            args: vec![fifo.into()],
+            ..fixture(name)
+        };
+        (Self { folder }, run)
+    }
+
+    /// Waits for a line from the command while the run goes on.
+    async fn line(&self, running: impl Future<Output = Outcome>) -> String {
+        let fifo = pipe::OpenOptions::new()
+            .open_receiver(self.folder.path().join("fifo"))
+            .unwrap();
+        let mut reader = BufReader::new(fifo);
+        let mut line = String::new();
+        let told = async {
+            // Without a writer yet, a FIFO reads as ended.
+            while !line.ends_with('\n') {
+                reader.read_line(&mut line).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = told => line,
+            outcome = running => panic!("ended too early: {outcome:?}"),
+        }
+    }
+
+    /// Waits for the numbers of processes.
+    async fn pids(&self, running: impl Future<Output = Outcome>) -> Vec<Pid> {
+        self.line(running).await.split_whitespace().map(pid).collect()
+    }
+}
+
+#[tokio::test]
+async fn stop_kills_the_group_at_once() {
+    let (announced, run) = Announcement::of("announce-and-wait");
+    let stop = CancellationToken::new();
+    let mut running = pin!(execute(run, stop.clone()));
+    let pids = announced.pids(running.as_mut()).await;
+    stop.cancel();
+    let outcome = running.await;
+    assert_eq!(outcome.end, End::Cancelled);
+    assert!(outcome.started_at.is_some() && outcome.kill_time.expect("it was killed") < SOON);
+    assert_eq!(state(pids[0]), None, "the leader is reaped");
+    gone(pids[1]).await;
+}
+
+#[tokio::test]
+async fn stop_cuts_the_grace_short() {
+    let (announced, run) = Announcement::of("announce-term");
+    let stop = CancellationToken::new();
+    let run = Run {
+        timeout: Duration::from_secs(1),
+        ..run
+    };
+    let mut running = pin!(execute(run, stop.clone()));
+    assert_eq!(announced.line(running.as_mut()).await, "asked to end\n");
+    stop.cancel();
+    let outcome = running.await;
+    assert_eq!(outcome.end, timed_out(None, Some(SignalName::KILL)));
+    assert!(outcome.duration < SOON);
+}
+
+#[tokio::test]
+async fn a_run_stopped_before_its_start_is_never_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let mark = folder.path().join("mark");
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let outcome = execute(run(["touch", mark.to_str().unwrap()]), stop).await;
+    assert_eq!((outcome.end, outcome.started_at), (End::Cancelled, None));
+    assert!(!mark.exists());
+}
+
+#[tokio::test]
+async fn dropping_the_future_leaves_no_process_and_no_zombie() {
+    let (announced, run) = Announcement::of("announce-and-wait");
+    let mut running = Box::pin(execute(run, CancellationToken::new()));
+    let pids = announced.pids(running.as_mut()).await;
+    assert!(pids.len() == 2 && pids.iter().all(|&pid| state(pid).is_some()));
+    drop(running);
+    assert_eq!(state(pids[0]), None, "the leader is reaped");
+    gone(pids[1]).await;
+}
+
+// Output
+
+#[tokio::test]
+async fn output_is_kept_whole_up_to_the_limit_and_counted_beyond_it() {
+    for (count, dropped) in [
+        (0, 0),
+        (1, 0),
+        (MAX_OUTPUT, 0),
+        (MAX_OUTPUT + 1, 1),
+        (64 << 20, (64 << 20) - MAX_OUTPUT),
+    ] {
+        let outcome = outcome(bash(&format!(
+            "head -c {count} /dev/zero; head -c {count} /dev/zero >&2"
+        )))
+        .await;
+        assert_eq!(outcome.end, End::Exited(0));
+        for stream in [outcome.stdout, outcome.stderr] {
+            assert_eq!((stream.bytes, stream.truncated_bytes), (count, dropped));
+            assert_eq!(stream.decode().unwrap().len() as u64, count - dropped);
+        }
+    }
+}
+
+#[tokio::test]
+async fn head_and_tail_of_a_long_output_are_kept() {
+    let output = outcome(Run {
+        max_output: 20,
+        ..run(["seq", "1000000"])
+    })
+    .await
+    .stdout;
+    assert_eq!(output.text, "1\n2\n3\n4\n5\n\n1000000\n".replacen("\n\n", "\n9\n", 1));
+    assert_eq!((output.bytes, output.truncated_bytes), (6_888_896, 6_888_876));
+}
+
+#[tokio::test]
+async fn output_that_is_not_utf_8_is_base64() {
+    let output = outcome(run(["printf", r"\377\000x"])).await.stdout;
+    assert_eq!((output.encoding, output.text.as_str()), (Encoding::Base64, "/wB4"));
+    assert_eq!(output.decode().unwrap()[..], b"\xff\0x"[..]);
+    assert_eq!(outcome(run(["printf", "é"])).await.stdout.encoding, Encoding::Utf8);
+}
+
+#[tokio::test]
+async fn a_flood_starves_no_timer() {
+    let flood = Run {
+        timeout: Duration::from_millis(500),
+        ..run(["yes"])
+    };
+    let outcome = outcome(flood).await;
+    assert_eq!(outcome.end, timed_out(None, Some(SignalName::TERM)));
+    assert!(outcome.duration < SOON);
+    assert_eq!(outcome.stdout.bytes - outcome.stdout.truncated_bytes, MAX_OUTPUT);
+}
+
+#[tokio::test]
+async fn output_of_a_process_that_ends_after_its_shell_is_not_lost() {
+    assert_eq!(stdout(fixture("tail-by-substitution")).await, "first\nlast\n");
+}
+
+#[tokio::test]
+async fn streams_that_are_closed_early_do_not_end_the_run() {
+    assert_eq!(
+        outcome(bash("exec >&- 2>&-; sleep 0.2; exit 4")).await.end,
+        End::Exited(4)
+    );
+}
+
+// What is left behind
+
+#[tokio::test]
+async fn a_process_that_holds_stdout_delays_nothing_and_is_killed() {
+    for name in ["leave-holder", "leave-silent"] {
+        let start = Instant::now();
+        let text = stdout(fixture(name)).await;
+        assert!(start.elapsed() < SOON);
+        gone(pid(&text)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_floods_after_its_leader_is_ended_too() {
+    let outcome = outcome(fixture("leave-flooder")).await;
+    assert_eq!(outcome.end, End::Exited(0));
+}
+
+#[tokio::test]
+async fn a_process_that_left_the_group_holds_nothing_up() {
+    let start = Instant::now();
+    let outcome = outcome(fixture("escape")).await;
+    assert_eq!(outcome.end, End::Exited(0));
+    assert!(start.elapsed() < SOON);
+    let escaped = pid(&outcome.stdout.text);
+    assert!(state(escaped).is_some(), "it did leave the group");
+    kill_process(escaped, Signal::KILL).unwrap();
+}
+
+// Stdin
+
+#[tokio::test]
+async fn stdin_arrives_whole() {
+    let stdin = Bytes::from((0..1 << 20).map(|at: u32| b'a' + (at % 23) as u8).collect::<Vec<_>>());
+    let output = outcome(Run {
+        stdin: stdin.clone(),
+        max_output: 1 << 20,
+        ..run(["cat"])
+    })
+    .await
+    .stdout;
+    assert_eq!((output.bytes, output.truncated_bytes), (1 << 20, 0));
+    assert!(output.text.as_bytes() == stdin);
+}
+
+#[tokio::test]
+async fn stdin_that_nobody_reads_harms_nobody() {
+    let stdin = Bytes::from(vec![b'x'; 1 << 20]);
+    for script in [":", "exec <&-; sleep 0.2; echo done", "head -c 1; exec <&-; sleep 0.2"] {
+        let outcome = outcome(Run {
+            stdin: stdin.clone(),
+            ..bash(script)
+        })
+        .await;
+        assert_eq!(outcome.end, End::Exited(0), "{script}");
+        assert!(outcome.duration < SOON);
+    }
+    let slow = Run {
+        stdin,
+        timeout: Duration::from_millis(300),
+        ..run(["sleep", "300"])
+    };
+    assert_eq!(outcome(slow).await.end, timed_out(None, Some(SignalName::TERM)));
+}
+
+#[tokio::test]
+async fn no_stdin_is_an_empty_one() {
+    assert_eq!(stdout(run(["readlink", "/proc/self/fd/0"])).await, "/dev/null\n");
+    assert_eq!(stdout(run(["cat"])).await, "");
+}
+
+// What the command gets
+
+#[tokio::test]
+async fn the_environment_is_what_was_given_and_nothing_else() {
+    let env = BTreeMap::from([("A".to_owned(), "1".to_owned()), ("B".to_owned(), "x=y z".to_owned())]);
+    assert_eq!(stdout(Run { env, ..run(["env"]) }).await, "A=1\nB=x=y z\n");
+    assert_eq!(
+        stdout(Run {
+            env: BTreeMap::new(),
+            ..run(["env"])
+        })
+        .await,
+        ""
+    );
+}
+
+#[tokio::test]
+async fn arguments_and_the_name_are_passed_as_given() {
+    assert_eq!(
+        stdout(run(["printf", "[%s]", "a b", "", "$HOME", "é"])).await,
+        "[a b][][$HOME][é]"
+    );
+    assert_eq!(stdout(bash("echo $0")).await, "bash\n");
+}
+
+#[tokio::test]
+async fn the_directory_is_the_one_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    assert_eq!(
+        stdout(Run {
+            cwd: Some(folder.clone()),
+            ..run(["pwd"])
+        })
+        .await,
+        format!("{}\n", folder.display())
+    );
+    let own = std::env::current_dir().unwrap();
+    assert_eq!(stdout(run(["pwd"])).await, format!("{}\n", own.display()));
+}
+
+#[tokio::test]
+async fn a_relative_program_is_looked_up_in_the_command_s_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("bin")).unwrap();
+    write_program(&folder.path().join("bin/tool"), "#!/bin/bash\necho found\n");
+    let in_folder = |run: Run| Run {
+        cwd: Some(folder.path().to_owned()),
+        ..run
+    };
+    assert_eq!(stdout(in_folder(run(["bin/tool"]))).await, "found\n");
+    assert_eq!(stdout(in_folder(run(["./bin/tool"]))).await, "found\n");
+    for (path, cwd) in [("/nowhere:bin", ""), ("", "bin"), ("/nowhere:", "bin")] {
+        let env = BTreeMap::from([("PATH".to_owned(), path.to_owned())]);
+        let cwd = Some(folder.path().join(cwd));
+        assert_eq!(
+            stdout(Run {
+                env,
+                cwd,
+                ..run(["tool"])
+            })
+            .await,
+            "found\n",
+            "PATH={path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_command_has_three_descriptors() {
+    let own = fs::File::open("/dev/null").unwrap();
+    // What this process was itself given and passes on to anyone, as its starter left it open.
+    let inherited = |fd: &str| {
+        fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).is_ok_and(|info| {
+            let flags = info
+                .lines()
+                .find_map(|line| line.strip_prefix("flags:"))
+                .unwrap_or_default();
+            i64::from_str_radix(flags.trim(), 8).is_ok_and(|flags| flags & 0o2_000_000 == 0)
+        })
+    };
+    let listed = stdout(Run {
+        stdin: "x".into(),
+        ..run(["ls", "/proc/self/fd"])
+    })
+    .await;
+    let ours = listed
+        .lines()
+        .filter(|fd| ["0", "1", "2"].contains(fd) || !inherited(fd))
+        .count();
+    // `ls` itself holds the directory.
+    assert_eq!(ours, 4, "{listed}");
+    drop(own);
+}
+
+#[tokio::test]
+async fn signals_are_as_a_program_expects_them() {
+    // A program that ignored SIGPIPE, as Rust programs do, would see an error instead of ending.
+    let status = "yes | true; echo ${PIPESTATUS[0]}";
+    assert_eq!(stdout(bash(status)).await, "141\n");
+    let blocked = stdout(run(["grep", "-E", "^Sig(Blk|Ign):", "/proc/self/status"])).await;
+    assert_eq!(blocked.lines().next(), Some("SigBlk:\t0000000000000000"));
+    let ignored = blocked
+        .lines()
+        .nth(1)
+        .and_then(|line| u64::from_str_radix(line.get(8..)?, 16).ok());
+    let pipe_bit = 1 << (Signal::PIPE.as_raw() - 1);
+    assert_eq!(ignored.map(|set| set & pipe_bit), Some(0));
+}
+
+#[tokio::test]
+async fn limits_are_seen_by_the_command() {
+    let limits = Limits {
+        memory: Some("512MiB".parse().unwrap()),
+        processes: None,
+        open_files: std::num::NonZeroU64::new(77),
+        file_size: Some("3MiB".parse().unwrap()),
+        cpu_time: Some("5s".parse().unwrap()),
+    };
+    // Reading first: stdin is written after the limits were set.
+    let script = "read -r _; ulimit -v; ulimit -n; ulimit -f; ulimit -t; ulimit -Ht";
+    let limited = Run {
+        limits,
+        stdin: "go\n".into(),
+        ..bash(script)
+    };
+    assert_eq!(stdout(limited).await, "524288\n77\n3072\n5\n6\n");
+}
+
+#[tokio::test]
+async fn a_limit_that_is_reached_ends_the_command() {
+    let limits = Limits {
+        file_size: Some("1MiB".parse().unwrap()),
+        ..Limits::default()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let script = "read -r _; exec head -c 2M /dev/zero >file";
+    let cwd = Some(folder.path().to_owned());
+    let outcome = outcome(Run {
+        limits,
+        cwd,
+        stdin: "go\n".into(),
+        ..bash(script)
+    })
+    .await;
+    assert_eq!(
+        outcome.end,
+        End::Signaled(SignalName::from_number(Signal::XFSZ.as_raw()).expect("a signal"))
+    );
+    assert_eq!(fs::metadata(folder.path().join("file")).unwrap().len(), 1 << 20);
+}
+
+// What cannot be started
+
+fn write_program(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+}
+
+#[tokio::test]
+async fn a_missing_program_is_told_with_where_it_was_looked_for() {
+    let (kind, message) = refusal(run(["ffmpeg-of-nobody", "-i"])).await;
+    assert_eq!(kind, FailureKind::ProgramMissing);
+    assert!(
+        message.starts_with(r#"program "ffmpeg-of-nobody" not found in PATH (/usr/bin:/bin): install"#),
+        "{message}"
+    );
+
+    let (kind, message) = refusal(Run {
+        env: BTreeMap::new(),
+        ..run(["ffmpeg-of-nobody"])
+    })
+    .await;
+    assert_eq!(kind, FailureKind::ProgramMissing);
+    assert!(
+        message.contains("(/bin:/usr/bin, the default as env has none)"),
+        "{message}"
+    );
+
+    let (kind, message) = refusal(run(["/no/such/program"])).await;
+    assert_eq!(kind, FailureKind::ProgramMissing);
+    assert!(
+        message.starts_with(r#"program "/no/such/program" does not exist: "#),
+        "{message}"
+    );
+
+    let (kind, message) = refusal(Run {
+        cwd: Some("/tmp".into()),
+        ..run(["./no-such-program"])
+    })
+    .await;
+    assert_eq!(kind, FailureKind::ProgramMissing);
+    assert!(
+        message.starts_with(r#"program "./no-such-program" does not exist in cwd "/tmp": "#),
+        "{message}"
+    );
+
+    let (kind, message) = refusal(run([""])).await;
+    assert_eq!(kind, FailureKind::ProgramMissing, "{message}");
+
+    let (_, message) = refusal(run([&"x".repeat(100_000)])).await;
+    assert!(message.len() < 1000);
+}
+
+#[tokio::test]
+async fn what_is_no_program_is_told_with_what_it_is() {
+    for (run, expected) in [
+        (
+            fixture("not-executable"),
+            "/not-executable\" may not be executed by the worker's user (uid ",
+        ),
+        (
+            fixture("no-first-line"),
+            "/no-first-line\" is neither a program for this machine nor a script",
+        ),
+        (
+            fixture("missing-interpreter"),
+            "as its interpreter \"/no/such/interpreter\" does not exist: install it",
+        ),
+        (
+            fixture("windows-line-ends"),
+            "as its interpreter \"/bin/bash\\r\" does not exist: the file has Windows line",
+        ),
+        (run(["/tmp"]), "program \"/tmp\" is a directory"),
+        (run(["/dev/null"]), "program \"/dev/null\" is not a regular file"),
+    ] {
+        let (kind, message) = refusal(run).await;
+        assert_eq!(kind, FailureKind::NotExecutable, "{message}");
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_may_not_be_executed_does_not_hide_one_that_may() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("true"), "").unwrap();
+    let path = |rest: &str| BTreeMap::from([("PATH".to_owned(), format!("{}{rest}", folder.path().display()))]);
+    assert_eq!(
+        outcome(Run {
+            env: path(":/usr/bin"),
+            ..run(["true"])
+        })
+        .await
+        .end,
+        End::Exited(0)
+    );
+    let (kind, message) = refusal(Run {
+        env: path(":/nowhere"),
+        ..run(["true"])
+    })
+    .await;
+    assert_eq!(kind, FailureKind::NotExecutable, "{message}");
+    assert!(message.contains(folder.path().to_str().unwrap()), "{message}");
+}
+
+#[tokio::test]
+async fn a_bad_directory_is_told_apart_from_a_bad_program() {
+    for (cwd, expected) in [
+        ("/no/such/folder", r#"cwd "/no/such/folder" does not exist: create it"#),
+        ("/etc/passwd", r#"cwd "/etc/passwd" is not a directory"#),
+        ("/etc/passwd/below", r#"cwd "/etc/passwd/below" does not exist"#),
+    ] {
+        let (kind, message) = refusal(Run {
+            cwd: Some(cwd.into()),
+            ..run(["true"])
+        })
+        .await;
+        assert_eq!(kind, FailureKind::CwdMissing, "{message}");
+        assert!(message.starts_with(expected), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn arguments_past_the_kernel_s_limit_are_told_with_their_size() {
+    let (kind, message) = refusal(run(["true", &"x".repeat(200_000)])).await;
+    assert_eq!(kind, FailureKind::SpawnFailed);
+    assert!(
+        message.contains("arguments (200000 bytes)") && message.contains("through stdin"),
+        "{message}"
+    );
+}
+
+/// The forks of other threads hold a file open that this one has just written and closed, for a
+/// moment.
+#[test]
+fn a_script_just_written_runs_while_many_others_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let write_and_run = |thread: u32| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        for number in 0..100 {
+            let path = folder.path().join(format!("script-{thread}-{number}"));
+            write_program(&path, "#!/bin/sh\n");
+            let outcome = runtime.block_on(outcome(run([path.to_str().unwrap()])));
+            assert_eq!(outcome.end, End::Exited(0), "{thread}-{number}");
+        }
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || write_and_run(thread));
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_program_that_stays_open_for_writing_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("busy");
+    fs::copy("/bin/true", &path).unwrap();
+    let writer = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    let (kind, message) = refusal(run([path.to_str().unwrap()])).await;
+    assert_eq!(kind, FailureKind::SpawnFailed);
+    assert!(message.contains("is still open for writing"), "{message}");
+    drop(writer);
+    assert_eq!(outcome(run([path.to_str().unwrap()])).await.end, End::Exited(0));
+}
+
+#[test]
+fn a_run_shows_no_secrets() {
+    let env = BTreeMap::from([("TOKEN".to_owned(), "hush".to_owned())]);
+    let shown = format!(
+        "{:?}",
+        Run {
+            env,
+            stdin: "hush".into(),
+            ..run(["true", "hush"])
+        }
+    );
+    assert_eq!(shown, r#"Run { program: "true", .. }"#);
+}
