@@ -1,4 +1,31 @@
 //! Synthex runs commands on a fleet of machines, fed by RabbitMQ.
+//!
+//! # The life of a job
+//!
+//! A producer publishes a JSON body to the exchange `synthex.jobs` with a pool's name as the routing key
+//! ([`message::job`]; which exchanges and queues there are is data: [`transport::topology`]).
+//!
+//! 1. A worker consumes the pool's queue. Its *intake* subscribes, and subscribes again whenever the consumer ends; the
+//!    broker holds back all that is over the prefetch. RabbitMQ is [`transport::amqp`]; `synthex run` puts the embedded
+//!    broker [`transport::memory`] in its place and changes nothing else.
+//! 2. The *dispatcher* starts a task for each delivery and owns it ([`supervise`]): a panic is contained, and a
+//!    delivery that is dropped goes back to its queue.
+//! 3. *Admission* decides from the message and the pool ([`config`]) what is to become of it. Not a valid job: a result
+//!    `rejected` and a dead letter that names the field. Redelivered: published again with its attempt raised, so that
+//!    starts are counted before they happen. Too early: through a delay queue. Else it waits for a free slot.
+//! 4. The [`executor`] starts the command in a process group of its own, feeds its stdin, keeps head and tail of its
+//!    output, and at the timeout sends the signal that asks, waits the grace, and sends the one that does not.
+//! 5. *Settling* decides from the outcome what the result is ([`message::result`]) and what comes after it: nothing,
+//!    another attempt ([`flow::retry`]), a dead letter.
+//! 6. The *outbox* publishes the result to `synthex.results` and to `reply_to` until the broker has confirmed it. Only
+//!    then is the delivery acked, by value: a second settling does not compile.
+//!
+//! Steps 1 to 6 are [`worker`]; every one of them tells an [`Event`](worker::event::Event) to observers, of which
+//! [`metrics`] and the log are two. [`app`] puts the parts together, [`cli`] is one file a subcommand.
+//!
+//! # Reading order
+//!
+//! The modules below stand in the order in which they may know each other, never backwards; a test holds them to it.
 
 pub mod message;
 
@@ -11,3 +38,11 @@ pub mod transport;
 pub mod executor;
 
 pub mod config;
+
+pub mod worker;
+
+pub mod metrics;
+
+pub mod app;
+
+pub mod cli;

@@ -93,8 +93,7 @@ pub struct JobResult {
 /// - `not_started`: program missing or not executable, working directory absent, fork failed
 /// - `rejected`: not a valid job, or against the pool's policy
 /// - `lost`: redelivered more often than the pool allows without an end
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[derive(Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 #[expect(missing_docs, reason = "the list above is the documentation, for schema and code")]
@@ -154,8 +153,7 @@ pub struct Failure {
 /// - `timed_out`, `signaled`, `expired`, `cancelled`: as the status
 /// - `delivery_limit`: redelivered more often than the pool allows
 /// - `other`: anything else; readers take kinds that they don't know for this one
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[derive(Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 #[expect(missing_docs, reason = "the list above is the documentation, for schema and code")]
@@ -272,8 +270,7 @@ mod tests {
 
     #[test]
     fn a_failure_of_a_later_version_is_read_as_other() {
-        let failure: Failure =
-            from_value(json!({"kind": "eaten_by_a_whale", "message": "m"})).unwrap();
+        let failure: Failure = from_value(json!({"kind": "eaten_by_a_whale", "message": "m"})).unwrap();
         assert_eq!(failure.kind, FailureKind::Other);
         assert_eq!(to_value(FailureKind::CwdMissing).unwrap(), "cwd_missing");
     }

@@ -1,0 +1,190 @@
+//! Puts the parts together: the only place where concrete types are chosen.
+//!
+//! [`serve`] is `synthex worker`: pools of a RabbitMQ broker until somebody says stop. [`local`] is `synthex run`: the
+//! same worker on the embedded broker. Both are one supervision tree; its children are started in the order in which
+//! they are added and stopped in the reverse one, so signals are heard and metrics served to the end.
+
+pub mod local;
+mod signals;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use crate::config::Pool;
+use crate::flow::channel::Channels;
+use crate::message::JobId;
+use crate::metrics::{self, Health, Metrics, PoolInfo};
+use crate::supervise::{Budget, Child, Restart, Shutdown, StopReport, Strategy, Supervisor, TaskAccounts};
+use crate::transport::amqp::{Addresses, Amqp, AmqpConfig};
+use crate::transport::topology::Names;
+use crate::transport::{BrokerObserver, Transport, TransportError};
+use crate::worker::event::{Event, Observer, Observers};
+use crate::worker::log::EventLog;
+use crate::worker::{Ending, Identity, Worker};
+
+/// Restarts that are still a stumble; more in that time are a fall.
+const RESTARTS: Budget = Budget {
+    restarts: 10,
+    within: Duration::from_secs(60),
+};
+
+/// What `synthex worker` needs to know.
+pub struct ServeOptions {
+    /// The pools to serve, at least one, each under its own name.
+    pub pools: Vec<Pool>,
+    /// The broker.
+    pub addresses: Addresses,
+    /// What the names of exchanges and queues begin with.
+    pub namespace: String,
+    /// Where to serve metrics; `None` for nowhere.
+    pub metrics_addr: Option<String>,
+}
+
+/// How a worker ended.
+pub struct Ended {
+    /// What the supervision tree says: tasks that are left, a child that was given up.
+    pub report: StopReport,
+    /// What was given back and why it stopped.
+    pub ending: Ending,
+}
+
+/// Why a worker did not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The metrics could not be set up.
+    #[error("set up metrics: {0}")]
+    Metrics(#[from] metrics::MetricsError),
+    /// The address for the metrics cannot be used.
+    #[error("{0}")]
+    Bind(#[source] std::io::Error),
+    /// The embedded broker refused its own topology, or a client could not use the broker.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+}
+
+/// Serves pools until a signal (or a hopeless error) ends it.
+///
+/// # Errors
+/// [`StartError`], before any job was taken.
+pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
+    let shutdown = Shutdown::new();
+    let parts = Parts::new(&options.pools)?;
+    let listener = parts.bind(options.metrics_addr.as_deref()).await?;
+    let mut config = AmqpConfig::new(options.addresses);
+    config.observer = broker_observer(parts.observer.clone());
+    let transport = Amqp::new(config);
+    let worker = parts.worker(transport.clone(), &options.namespace, &shutdown);
+    let report = parts
+        .tree(&worker, options.pools, listener, &shutdown)
+        .run(shutdown)
+        .await;
+    transport.close().await;
+    Ok(Ended {
+        report,
+        ending: worker.ending,
+    })
+}
+
+/// What every worker has, whatever its transport.
+struct Parts {
+    metrics: Metrics,
+    health: Health,
+    observer: Arc<dyn Observer>,
+    channels: Channels,
+    tasks: TaskAccounts,
+}
+
+impl Parts {
+    fn new(pools: &[Pool]) -> Result<Self, StartError> {
+        let (channels, tasks) = (Channels::default(), TaskAccounts::default());
+        let infos: Vec<PoolInfo> = pools.iter().map(info).collect();
+        let metrics = Metrics::new(&infos, channels.clone(), tasks.clone())?;
+        let health = Health::new(&infos);
+        let observer = Arc::new(Observers(vec![
+            Arc::new(metrics.clone()),
+            Arc::new(health.clone()),
+            Arc::new(EventLog),
+        ]));
+        Ok(Self {
+            metrics,
+            health,
+            observer,
+            channels,
+            tasks,
+        })
+    }
+
+    async fn bind(&self, addr: Option<&str>) -> Result<Option<TcpListener>, StartError> {
+        let Some(addr) = addr else { return Ok(None) };
+        let listener = metrics::bind(addr).await.map_err(StartError::Bind)?;
+        if let Ok(local) = listener.local_addr() {
+            tracing::info!("metrics on http://{local}/metrics");
+        }
+        Ok(Some(listener))
+    }
+
+    fn worker<T: Transport>(&self, transport: T, namespace: &str, shutdown: &Shutdown) -> Worker<T> {
+        Worker {
+            transport,
+            names: Names::new(namespace),
+            identity: identity(),
+            observer: self.observer.clone(),
+            channels: self.channels.clone(),
+            tasks: self.tasks.clone(),
+            ending: Ending::new(shutdown.clone()),
+        }
+    }
+
+    fn tree<T: Transport>(
+        &self,
+        worker: &Worker<T>,
+        pools: Vec<Pool>,
+        listener: Option<TcpListener>,
+        shutdown: &Shutdown,
+    ) -> Supervisor {
+        let mut tree = Supervisor::new("worker", Strategy::OneForOne, RESTARTS, self.tasks.clone());
+        tree = tree.child(signals::child(shutdown.clone(), self.observer.clone()));
+        if let Some(listener) = listener {
+            tree = tree.child(self.metrics_server(listener));
+        }
+        for pool in pools {
+            for child in worker.children(&Arc::new(pool)) {
+                tree = tree.child(child);
+            }
+        }
+        tree
+    }
+
+    fn metrics_server(&self, listener: TcpListener) -> Child {
+        let (metrics, health) = (self.metrics.clone(), self.health.clone());
+        let listener = Arc::new(listener);
+        Child::new("metrics_server", Restart::Permanent, move |shutdown| {
+            let (listener, metrics, health) = (listener.clone(), metrics.clone(), health.clone());
+            async move { Ok(metrics::serve(listener, metrics, health, shutdown).await?) }
+        })
+    }
+}
+
+fn info(pool: &Pool) -> PoolInfo {
+    PoolInfo {
+        name: pool.name.clone(),
+        slots: pool.slots,
+        prefetch: pool.prefetch,
+    }
+}
+
+/// The transport's events as events of the worker.
+fn broker_observer(observer: Arc<dyn Observer>) -> BrokerObserver {
+    Arc::new(move |event| observer.on(&Event::Broker(event)))
+}
+
+/// Host, process, and something that a restart under the same process number does not share.
+fn identity() -> Identity {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let random = JobId::random().to_string();
+    let tail = &random[random.len() - 6..];
+    let id = format!("{}-{}-{tail}", host.replace('.', "-"), std::process::id());
+    Identity { id, host }
+}

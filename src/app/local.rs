@@ -1,0 +1,204 @@
+//! `synthex run`: jobs through the same worker on the embedded broker.
+//!
+//! Bodies are published unread, so a bad one is rejected by the worker as everywhere else. At most
+//! [`IN_FLIGHT`] jobs are unfinished at once, so memory does not grow with the input.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::{Ended, Parts, StartError};
+use crate::config::Pool;
+use crate::message::envelope::JSON;
+use crate::message::{Envelope, JobId, JobResult, Properties};
+use crate::supervise::Shutdown;
+use crate::transport::memory::{Memory, MemorySubscription};
+use crate::transport::topology::{Declare, Names, Topology};
+use crate::transport::{Delivery, Publication, Routing, Subscription, Transport};
+
+/// Most jobs that are queued or running, over what the pool's prefetch needs to be busy.
+const IN_FLIGHT: usize = 1024;
+/// The namespace of a broker that nobody else sees.
+const NAMESPACE: &str = "synthex";
+
+/// A job to run, still unread.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// Where it comes from, for messages: `jobs.jsonl:3`.
+    pub origin: String,
+    /// The job as JSON.
+    pub body: Bytes,
+}
+
+/// Where jobs come from.
+pub trait Source: Send {
+    /// The next job; `None` at the end.
+    ///
+    /// # Errors
+    /// When reading fails; no more is asked for then.
+    ///
+    /// # Cancel safety
+    /// Must be cancel safe.
+    fn next(&mut self) -> impl Future<Output = io::Result<Option<Submission>>> + Send;
+}
+
+/// Where results go.
+pub trait Sink: Send {
+    /// Takes a result of the job that came from `origin`.
+    ///
+    /// # Errors
+    /// When it cannot be written; the run is stopped then.
+    fn result(&mut self, origin: &str, result: &JobResult) -> io::Result<()>;
+}
+
+/// How a local run ended.
+pub struct LocalEnd {
+    /// How its worker ended.
+    pub ended: Ended,
+    /// Jobs without a final result, by origin: the run was stopped before.
+    pub unfinished: Vec<String>,
+    /// An error that stopped the run: of the source or of the sink.
+    pub error: Option<io::Error>,
+}
+
+/// Runs every job of `source` on this machine and gives each result to `sink`.
+///
+/// # Errors
+/// [`StartError`], before any job was run.
+pub async fn run(
+    pool: Pool,
+    metrics_addr: Option<&str>,
+    source: impl Source,
+    sink: impl Sink,
+) -> Result<LocalEnd, StartError> {
+    let shutdown = Shutdown::new();
+    let (broker, names) = (Memory::default(), Names::new(NAMESPACE));
+    broker
+        .declare(&Topology::new(&names, [&*pool.name]), Declare::Active)
+        .await?;
+    let (reply_to, inbox) = broker.inbox().await?;
+    let in_flight = IN_FLIGHT.max(usize::from(pool.prefetch) * 2);
+    let mut desk = Desk {
+        broker: broker.clone(),
+        jobs: names.jobs(),
+        pool: pool.name.to_string(),
+        reply_to,
+        inbox,
+        source,
+        sink,
+        open: BTreeMap::new(),
+        in_flight,
+        published: 0,
+        exhausted: false,
+    };
+    let parts = Parts::new(std::slice::from_ref(&pool))?;
+    let listener = parts.bind(metrics_addr).await?;
+    let worker = parts.worker(broker, NAMESPACE, &shutdown);
+    let tree = parts.tree(&worker, vec![pool], listener, &shutdown);
+    let stopped = CancellationToken::new();
+    let (report, error) = tokio::join!(
+        async {
+            let report = tree.run(shutdown.clone()).await;
+            stopped.cancel();
+            report
+        },
+        async {
+            let outcome = desk.work(&shutdown, &stopped).await;
+            shutdown.drain();
+            outcome.err()
+        },
+    );
+    Ok(LocalEnd {
+        ended: Ended {
+            report,
+            ending: worker.ending,
+        },
+        unfinished: desk.open.into_values().collect(),
+        error,
+    })
+}
+
+/// Gives jobs out and takes results in, in one loop.
+struct Desk<Src, Snk> {
+    broker: Memory,
+    jobs: String,
+    pool: String,
+    reply_to: String,
+    inbox: MemorySubscription,
+    source: Src,
+    sink: Snk,
+    /// Origins of unfinished jobs, by the correlation id each was given.
+    open: BTreeMap<String, String>,
+    in_flight: usize,
+    published: u64,
+    exhausted: bool,
+}
+
+impl<Src: Source, Snk: Sink> Desk<Src, Snk> {
+    async fn work(&mut self, shutdown: &Shutdown, stopped: &CancellationToken) -> io::Result<()> {
+        while !(self.exhausted && self.open.is_empty()) {
+            let wants_more = !self.exhausted && self.open.len() < self.in_flight;
+            tokio::select! {
+                Some(delivery) = self.inbox.next() => self.take(delivery).await?,
+                job = self.source.next(), if wants_more => self.give(job?).await?,
+                () = shutdown.draining(), if !self.exhausted => self.exhausted = true,
+                () = stopped.cancelled() => return self.take_rest().await,
+            }
+        }
+        Ok(())
+    }
+
+    /// Results that were published before the worker stopped.
+    async fn take_rest(&mut self) -> io::Result<()> {
+        while let Some(Some(delivery)) = self.inbox.next().now_or_never() {
+            self.take(delivery).await?;
+        }
+        Ok(())
+    }
+
+    async fn give(&mut self, submission: Option<Submission>) -> io::Result<()> {
+        let Some(Submission { origin, body }) = submission else {
+            self.exhausted = true;
+            return Ok(());
+        };
+        self.published += 1;
+        let correlation_id = format!("{:020}", self.published);
+        self.open.insert(correlation_id.clone(), origin);
+        let publication = self.job(correlation_id, body);
+        self.broker.publish(&publication).await.map_err(io::Error::other)
+    }
+
+    fn job(&self, correlation_id: String, body: Bytes) -> Publication {
+        let properties = Properties {
+            content_type: Some(JSON.to_owned()),
+            message_id: Some(JobId::random().to_string()),
+            correlation_id: Some(correlation_id),
+            reply_to: Some(self.reply_to.clone()),
+            timestamp: u64::try_from(Timestamp::now().as_second()).ok(),
+            ..Properties::default()
+        };
+        Publication {
+            exchange: self.jobs.clone(),
+            routing_key: self.pool.clone(),
+            routing: Routing::Mandatory,
+            envelope: Envelope { body, properties },
+        }
+    }
+
+    async fn take(&mut self, delivery: Delivery) -> io::Result<()> {
+        let correlation_id = delivery.envelope.properties.correlation_id.clone().unwrap_or_default();
+        let result = JobResult::decode(&delivery.envelope.body).map_err(io::Error::other)?;
+        let origin = self.open.get(&correlation_id).map_or("", String::as_str);
+        self.sink.result(origin, &result)?;
+        if result.is_final {
+            self.open.remove(&correlation_id);
+        }
+        // A reply that is not acked comes again, and the inbox goes with this loop: nothing to do about it.
+        let _ = delivery.ack().await;
+        Ok(())
+    }
+}

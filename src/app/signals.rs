@@ -1,0 +1,62 @@
+//! SIGTERM and SIGINT: the first drains, the second aborts.
+
+use std::sync::Arc;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::supervise::{Child, Restart, Shutdown, TaskError};
+use crate::worker::event::{Event, Observer};
+
+/// The task that turns signals into the shutdown of everything. It is added first, so it hears signals to the end.
+pub(super) fn child(everything: Shutdown, observer: Arc<dyn Observer>) -> Child {
+    Child::new("signals", Restart::Permanent, move |own| {
+        listen(everything.clone(), observer.clone(), own)
+    })
+}
+
+async fn listen(everything: Shutdown, observer: Arc<dyn Observer>, own: Shutdown) -> Result<(), TaskError> {
+    let mut signals = Signals::new()?;
+    loop {
+        tokio::select! {
+            // Our own shutdown comes last, when all others have ended.
+            () = own.draining() => return Ok(()),
+            name = signals.next() => obey(name, &everything, &*observer),
+        }
+    }
+}
+
+fn obey(name: &str, everything: &Shutdown, observer: &dyn Observer) {
+    if everything.is_draining() {
+        tracing::warn!("{name} again: killing what runs and giving it back");
+        everything.abort();
+    } else {
+        tracing::info!("{name}: stopping; once more to kill what runs");
+        observer.on(&Event::Draining);
+        everything.drain();
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The next signal's name.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The command line: one file a subcommand.
+//!
+//! Data goes to stdout, words for people to stderr, and the exit code is one of [`exit::Exit`]. The one Tokio runtime
+//! is made here.
+
+mod broker_args;
+mod config;
+mod environment;
+pub mod exit;
+mod job_args;
+mod lines;
+mod logging;
+mod print;
+mod run;
+mod schema;
+mod submit;
+mod worker;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use exit::{Exit, Failure};
+
+/// How long blocking work may go on after everything else has ended.
+const RUNTIME_GOODBYE: Duration = Duration::from_secs(2);
+
+/// Runs commands on a fleet of machines, fed by RabbitMQ.
+///
+/// A producer publishes a job, a worker with a free slot runs it under a timeout and publishes the result back. Begin
+/// with `synthex run -- echo hello`, which needs no RabbitMQ; then start `synthex worker` beside a broker and give it
+/// work with `synthex submit --wait -- echo hello`.
+#[derive(Parser)]
+#[command(name = "synthex", version, max_term_width = 100, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(flatten)]
+    logging: logging::LogArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 unexpected failure, or running jobs were cut; 2 wrong usage; 3 some job did not succeed;
+69 broker not reachable; 75 gave up waiting; 78 bad configuration. `submit --wait` exits as its job did.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run jobs on this machine alone, without RabbitMQ
+    Run(run::RunArgs),
+    /// Serve pools: take jobs from RabbitMQ and run them
+    Worker(worker::WorkerArgs),
+    /// Publish one job
+    Submit(submit::SubmitArgs),
+    /// Print the JSON Schema of a message or file
+    Schema(schema::SchemaArgs),
+    /// Check and show pool files, declare a pool's queues
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+}
+
+impl Command {
+    /// How much is logged unless asked otherwise: a service tells what it does, a client what goes wrong, and what
+    /// goes wrong in a local run is in its results.
+    fn usual_level(&self) -> logging::Usual {
+        match self {
+            Self::Worker(_) => logging::Usual::Info,
+            Self::Run(_) => logging::Usual::Error,
+            _ => logging::Usual::Warn,
+        }
+    }
+}
+
+/// Reads the arguments, does what they say, and returns the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    cli.logging.init(cli.command.usual_level());
+    let exit = execute(cli.command).unwrap_or_else(|failure| {
+        print::error(&failure.message);
+        failure.exit
+    });
+    exit.into()
+}
+
+/// Help and version are no errors; everything else is wrong usage.
+fn usage(error: &clap::Error) -> ExitCode {
+    // There is nobody to tell when the terminal is gone.
+    let _ = error.print();
+    if error.use_stderr() {
+        Exit::Usage.into()
+    } else {
+        Exit::Done.into()
+    }
+}
+
+fn execute(command: Command) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Failure, format!("failed to start the runtime: {error}")))?;
+    let exit = runtime.block_on(async {
+        match command {
+            Command::Run(args) => run::run(args).await,
+            Command::Worker(args) => worker::run(args).await,
+            Command::Submit(args) => submit::run(args).await,
+            Command::Schema(args) => schema::run(&args),
+            Command::Config(command) => config::run(command).await,
+        }
+    });
+    runtime.shutdown_timeout(RUNTIME_GOODBYE);
+    exit
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,73 @@
+//! Logs on stderr, as text or JSON.
+
+use std::io::{IsTerminal, stderr};
+
+use clap::{Args, ValueEnum};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{fmt, registry};
+
+#[derive(Args)]
+pub(super) struct LogArgs {
+    /// How log lines are written to stderr
+    #[arg(long, global = true, value_enum, default_value_t, env = "SYNTHEX_LOG_FORMAT")]
+    log_format: LogFormat,
+    /// Log more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Log less; twice for errors alone
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "verbose")]
+    quiet: u8,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum LogFormat {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// What is logged unless -v or -q say otherwise.
+#[derive(Clone, Copy)]
+pub(super) enum Usual {
+    Error = 0,
+    Warn = 1,
+    Info = 2,
+}
+
+impl LogArgs {
+    /// Starts logging.
+    pub(super) fn init(&self, usual: Usual) {
+        let own = level(usual as i32 + i32::from(self.verbose) - i32::from(self.quiet));
+        // What lapin calls an error is told by the transport, once, in words that name the queue.
+        let lapin = if own >= LevelFilter::DEBUG {
+            own
+        } else {
+            LevelFilter::OFF
+        };
+        let filter = Targets::new().with_default(own).with_target("lapin", lapin);
+        let layer = fmt::layer().with_writer(stderr).with_target(false);
+        match self.log_format {
+            LogFormat::Text => registry()
+                .with(layer.with_ansi(stderr().is_terminal()).with_filter(filter))
+                .init(),
+            LogFormat::Json => registry()
+                .with(layer.json().flatten_event(true).with_filter(filter))
+                .init(),
+        }
+    }
+}
+
+fn level(number: i32) -> LevelFilter {
+    match number {
+        ..=0 => LevelFilter::ERROR,
+        1 => LevelFilter::WARN,
+        2 => LevelFilter::INFO,
+        3 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    }
+}

@@ -1,0 +1,229 @@
+//! `synthex run`: jobs on this machine alone.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::exit::{Exit, Failure};
+use super::job_args::JobArgs;
+use super::lines::Lines;
+use super::worker::{config_failure, metrics_addr, start_failure};
+use super::{environment, print};
+use crate::app::local::{self, LocalEnd, Sink, Source, Submission};
+use crate::config::{self, Overrides, Pool};
+use crate::message::{Job, JobResult, Output, Status};
+
+/// Run jobs on this machine alone, without RabbitMQ.
+///
+/// The same jobs, the same worker and the same results as on a fleet, on a broker inside the process. Give it files
+/// with one job a line (JSON, see `synthex schema job`; - is stdin), or one command after --.
+///
+/// Without --pool the commands see your environment and run in your directory.
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct RunArgs {
+    /// Files of jobs, one JSON object a line; - for stdin
+    #[arg(value_name = "FILE", required_unless_present = "command")]
+    files: Vec<PathBuf>,
+    /// The command to run, with its arguments
+    #[arg(last = true, value_name = "CMD", conflicts_with = "files")]
+    command: Vec<String>,
+    /// Print one result object a line and nothing else
+    #[arg(long)]
+    json: bool,
+    /// A pool file for defaults and limits [default: the compiled-in default pool]
+    #[arg(long, value_name = "POOL.toml")]
+    pool: Option<PathBuf>,
+    /// Commands that run at once [default: one a CPU]
+    #[arg(long, value_name = "N")]
+    slots: Option<usize>,
+    /// Jobs in hand at once [default: as many as slots]
+    #[arg(long, value_name = "N")]
+    prefetch: Option<u16>,
+    /// Serve metrics on this address; none for nowhere
+    #[arg(long, value_name = "ADDR", env = "SYNTHEX_METRICS_ADDR", default_value = "none")]
+    metrics_addr: String,
+    #[command(flatten)]
+    job: JobArgs,
+}
+
+/// Runs the jobs and tells how they ended.
+pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
+    let overrides = Overrides {
+        slots: args.slots,
+        prefetch: args.prefetch,
+    };
+    let pool = pool(args.pool.as_ref(), &overrides)?;
+    let is_batch = args.command.is_empty();
+    let source = source(args.files, args.command, args.job, &pool)?;
+    let mut printer = Printer {
+        json: args.json,
+        is_batch,
+        counts: BTreeMap::new(),
+    };
+    let metrics = metrics_addr(&args.metrics_addr);
+    let end = local::run(pool, metrics, source, &mut printer)
+        .await
+        .map_err(|error| start_failure(&error))?;
+    printer.summary(&end);
+    conclude(&printer, end)
+}
+
+fn pool(file: Option<&PathBuf>, overrides: &Overrides) -> Result<Pool, Failure> {
+    if let Some(file) = file {
+        return Ok(config::load(file, overrides)
+            .map_err(|errors| config_failure(&errors))?
+            .pool);
+    }
+    let mut pool = config::load_default(overrides)
+        .map_err(|errors| config_failure(&errors))?
+        .pool;
+    pool.env.extend(environment::of_the_caller());
+    Ok(pool)
+}
+
+fn source(files: Vec<PathBuf>, command: Vec<String>, args: JobArgs, pool: &Pool) -> Result<Jobs, Failure> {
+    if command.is_empty() {
+        let max_line = usize::try_from(pool.max_job_bytes)
+            .unwrap_or(usize::MAX)
+            .saturating_add(1);
+        return Ok(Jobs::Lines(Lines::new(files, max_line)));
+    }
+    Ok(Jobs::One(Some(Box::new(args.job(command)?))))
+}
+
+/// One job from the command line, or many from files.
+enum Jobs {
+    One(Option<Box<Job>>),
+    Lines(Lines),
+}
+
+impl Source for Jobs {
+    async fn next(&mut self) -> io::Result<Option<Submission>> {
+        match self {
+            Self::One(job) => Ok(job.take().map(|job| Submission {
+                origin: "command line".to_owned(),
+                body: job.encode(),
+            })),
+            Self::Lines(lines) => lines.next().await,
+        }
+    }
+}
+
+/// Prints results as they come and counts them.
+struct Printer {
+    json: bool,
+    is_batch: bool,
+    counts: BTreeMap<Status, u64>,
+}
+
+impl Sink for &mut Printer {
+    fn result(&mut self, origin: &str, result: &JobResult) -> io::Result<()> {
+        if result.is_final {
+            *self.counts.entry(result.status).or_default() += 1;
+        }
+        if self.json {
+            let mut line = result.encode().to_vec();
+            line.push(b'\n');
+            return print::data(&line);
+        }
+        show(result)?;
+        if result.status != Status::Succeeded {
+            let origin = if self.is_batch {
+                format!(" ({origin})")
+            } else {
+                String::new()
+            };
+            print::note(&format!("job {}{origin} {}", result.job_id, describe(result)));
+        }
+        Ok(())
+    }
+}
+
+impl Printer {
+    fn summary(&self, end: &LocalEnd) {
+        if self.json {
+            return;
+        }
+        if self.is_batch {
+            let total: u64 = self.counts.values().sum();
+            let parts: Vec<String> = self
+                .counts
+                .iter()
+                .map(|(status, count)| format!("{count} {status}"))
+                .collect();
+            print::note(&format!(
+                "{total} jobs: {}",
+                if parts.is_empty() {
+                    "none".to_owned()
+                } else {
+                    parts.join(", ")
+                }
+            ));
+        }
+        if !end.unfinished.is_empty() {
+            let shown: Vec<&str> = end.unfinished.iter().take(5).map(String::as_str).collect();
+            let (count, shown) = (end.unfinished.len(), shown.join(", "));
+            print::note(&format!(
+                "stopped before the end: {count} jobs have no final result ({shown}, …)"
+            ));
+        }
+    }
+}
+
+fn conclude(printer: &Printer, end: LocalEnd) -> Result<Exit, Failure> {
+    if let Some(error) = end.error {
+        return Err(match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure::new(Exit::Failure, "stopped: nobody reads the results any more"),
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => Failure::new(Exit::Usage, error.to_string()),
+            _ => Failure::new(Exit::Failure, error.to_string()),
+        });
+    }
+    if let Some(name) = &end.ended.report.gave_up {
+        return Err(Failure::new(Exit::Failure, format!("gave up: {name}")));
+    }
+    let failed = printer.counts.keys().any(|status| *status != Status::Succeeded);
+    let complete = end.unfinished.is_empty();
+    Ok(if failed || !complete {
+        Exit::JobsFailed
+    } else {
+        Exit::Done
+    })
+}
+
+/// Writes a job's output where the command would have written it.
+pub(super) fn show(result: &JobResult) -> io::Result<()> {
+    print::data(&bytes(&result.stdout)?)?;
+    print::raw_error(&bytes(&result.stderr)?)?;
+    for (name, output) in [("stdout", &result.stdout), ("stderr", &result.stderr)] {
+        if output.truncated_bytes > 0 {
+            let dropped = output.truncated_bytes;
+            print::note(&format!(
+                "{dropped} bytes from the middle of {name} were not kept; see --max-output"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn bytes(output: &Output) -> io::Result<Cow<'_, [u8]>> {
+    output.decode().map_err(io::Error::other)
+}
+
+/// Says in words how a job ended.
+pub(super) fn describe(result: &JobResult) -> String {
+    let how = match (result.exit_code, result.error.as_ref()) {
+        (_, Some(error)) => format!(": {}", error.message),
+        (Some(code), None) => format!(" with exit code {code}"),
+        (None, None) => String::new(),
+    };
+    let again = if result.is_final {
+        ""
+    } else {
+        "; it will be tried again"
+    };
+    format!("{}{how} (attempt {}){again}", result.status, result.attempt)
+}

@@ -1,0 +1,33 @@
+//! `synthex schema`: the contracts, for tools.
+
+use clap::{Args, ValueEnum};
+
+use super::exit::{Exit, Failure};
+use super::print;
+use crate::{config, message};
+
+#[derive(Args)]
+pub(super) struct SchemaArgs {
+    /// Which schema
+    what: What,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum What {
+    /// What a producer publishes
+    Job,
+    /// What a worker answers
+    Result,
+    /// A pool file, read as JSON
+    Pool,
+}
+
+pub(super) fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
+    let schema = match args.what {
+        What::Job => message::schema::job(),
+        What::Result => message::schema::result(),
+        What::Pool => config::schema(),
+    };
+    print::data(message::schema::render(&schema).as_bytes()).map_err(|error| Failure::io("write to stdout", &error))?;
+    Ok(Exit::Done)
+}

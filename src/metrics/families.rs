@@ -1,0 +1,133 @@
+//! All metric families of this program, on one screen. The text above a family is its help.
+//!
+//! Names keep the rules of Prometheus: a counter ends in `_total`, a unit is in the name and is a base unit. Dashboards
+//! and alerts depend on them: a name or label is never changed, only added.
+
+use prometheus::{
+    CounterVec as SecondsCounter, HistogramVec as Histogram, IntCounterVec as Counter, IntGaugeVec as Gauge,
+};
+
+use super::PoolInfo;
+use super::family::{Family, families};
+use crate::message::Status;
+
+families! {
+    /// What the worker tells through its events.
+    struct WorkerFamilies named "synthex_" {
+        /// Jobs whose command was started, or tried to be.
+        jobs_started_total: Counter [pool];
+        /// Attempts whose result is published, by how they ended.
+        jobs_finished_total: Counter [pool, status];
+        /// Run time of commands, zero for those that could not be started.
+        job_duration_seconds: Histogram [pool] in COMMAND_TIMES;
+        /// Time that jobs waited, from their timestamp (or the end of their delay) to the start of their command.
+        job_wait_seconds: Histogram [pool] in COMMAND_TIMES;
+        /// Failed attempts that were queued again for another run.
+        job_retries_total: Counter [pool];
+        /// Jobs that were dead-lettered.
+        dead_letters_total: Counter [pool];
+        /// Commands that run now.
+        jobs_running: Gauge [pool];
+        /// Most commands that run at once.
+        slots: Gauge [pool];
+        /// Most deliveries that the broker leaves unacked.
+        prefetch: Gauge [pool];
+        /// Deliveries that are unacked now.
+        unacked: Gauge [pool];
+        /// Messages ready in the pool's queue, as the broker last told.
+        queue_messages: Gauge [pool];
+        /// Consumers of the pool's queue on all machines, as the broker last told.
+        queue_consumers: Gauge [pool];
+        /// Bytes that commands wrote.
+        output_bytes_total: Counter [pool, stream];
+        /// Bytes that commands wrote and that were not kept.
+        output_dropped_bytes_total: Counter [pool, stream];
+        /// Time to start a process.
+        spawn_seconds: Histogram [] in SPAWN_TIMES;
+        /// Time from the first signal to the end of a command that had to be ended.
+        kill_seconds: Histogram [] in KILL_TIMES;
+        /// Whether a session with the broker is live.
+        broker_connected: Gauge [];
+        /// Sessions with the broker that replaced a lost one.
+        broker_reconnects_total: Counter [];
+        /// Time from a publish to the broker's confirm.
+        publish_confirm_seconds: Histogram [] in CONFIRM_TIMES;
+        /// Results that wait for their confirm now.
+        results_unconfirmed: Gauge [];
+        /// Results whose reply_to led nowhere.
+        results_unroutable_total: Counter [];
+        /// Always 1, with the version of this program.
+        build_info: Gauge [version];
+    }
+}
+
+families! {
+    /// What channels and tasks keep accounts of, read at scrape time.
+    struct AccountFamilies named "synthex_" {
+        /// Tasks that were spawned.
+        tasks_spawned_total: Counter [task];
+        /// Tasks that ended, by how they ended.
+        tasks_completed_total: Counter [task, outcome];
+        /// Messages put into a channel.
+        channel_sent_total: Counter [channel];
+        /// Messages taken out of a channel.
+        channel_received_total: Counter [channel];
+        /// Messages in a channel now.
+        channel_depth: Gauge [channel];
+        /// Most messages in a channel.
+        channel_capacity: Gauge [channel];
+        /// Time that senders waited because a channel was full, added up over all of them.
+        channel_full_seconds_total: SecondsCounter [channel];
+    }
+}
+
+families! {
+    /// What the Tokio runtime tells in its stable interface, read at scrape time.
+    struct RuntimeFamilies named "tokio_" {
+        /// Worker threads of the runtime.
+        workers: Gauge [];
+        /// Tasks of the runtime that have not ended.
+        alive_tasks: Gauge [];
+        /// Tasks in the runtime's global queue, ready and waiting for a worker thread.
+        global_queue_depth: Gauge [];
+        /// Time that worker threads were busy, added up over all of them.
+        busy_seconds_total: SecondsCounter [];
+    }
+}
+
+/// From commands of 1 ms to those of 10 h, about three to a decade.
+const COMMAND_TIMES: [f64; 17] = [
+    0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1_800.0, 3_600.0, 10_800.0, 36_000.0,
+];
+
+/// A spawn takes well under a millisecond; a slow one is a machine in trouble.
+const SPAWN_TIMES: [f64; 11] = [
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0,
+];
+
+/// From a command that obeys the first signal to one that uses up a long grace.
+const KILL_TIMES: [f64; 10] = [0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// From a broker on the same machine to one that writes to a slow disk in another place.
+const CONFIRM_TIMES: [f64; 12] = [
+    0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0,
+];
+
+/// The version of this program.
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The values of the label `stream`.
+pub(super) const STDOUT: &str = "stdout";
+/// See [`STDOUT`].
+pub(super) const STDERR: &str = "stderr";
+
+/// Gives the values of a label that are known before anything happens.
+pub(super) fn known_values<'a>(label: &str, pools: &'a [PoolInfo]) -> Vec<&'a str> {
+    match label {
+        "pool" => pools.iter().map(|pool| &*pool.name).collect(),
+        "status" => Status::ALL.iter().map(|status| status.as_str()).collect(),
+        "stream" => vec![STDOUT, STDERR],
+        "version" => vec![VERSION],
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,418 @@
+//! Which event moves which number.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use super::Metrics;
+use super::families::{STDERR, STDOUT, WorkerFamilies};
+use crate::transport::{BrokerEvent, QueueDepth};
+use crate::worker::event::{Event, Observer, RunAccount, StreamAccount};
+
+impl Observer for Metrics {
+    fn on(&self, event: &Event) {
+        let families = &self.inner.families;
+        match event {
+            Event::DeliveryTaken { pool } => families.unacked.at([pool]).inc(),
+            Event::DeliverySettled { pool } => families.unacked.at([pool]).dec(),
+            Event::JobStarted { pool, waited, .. } => families.job_started(pool, *waited),
+            Event::JobEnded { pool, run, .. } => families.job_ended(pool, run),
+            Event::JobFinished { pool, status, .. } => {
+                let finished = &families.jobs_finished_total;
+                finished.at([pool, status.as_str()]).inc();
+            }
+            Event::JobRetried { pool, .. } => families.job_retries_total.at([pool]).inc(),
+            Event::JobDeadLettered { pool, .. } => families.dead_letters_total.at([pool]).inc(),
+            Event::ResultPending { .. } => families.results_unconfirmed.at([]).inc(),
+            Event::ResultSettled { .. } => families.results_unconfirmed.at([]).dec(),
+            Event::ResultUnroutable { .. } => families.results_unroutable_total.at([]).inc(),
+            Event::QueueMeasured { pool, depth } => families.queue_measured(pool, *depth),
+            Event::Broker(event) => self.broker(event),
+            // Not counted: each is followed by an event that is, or is shown by `Health`.
+            Event::JobDelayed { .. }
+            | Event::JobRecounted { .. }
+            | Event::JobGivenBack { .. }
+            | Event::Consuming { .. }
+            | Event::ConsumerLost { .. }
+            | Event::Draining => {}
+        }
+    }
+}
+
+impl WorkerFamilies {
+    fn job_started(&self, pool: &str, waited: Option<Duration>) {
+        self.jobs_started_total.at([pool]).inc();
+        self.jobs_running.at([pool]).inc();
+        if let Some(waited) = waited {
+            let waits = self.job_wait_seconds.at([pool]);
+            waits.observe(waited.as_secs_f64());
+        }
+    }
+
+    fn job_ended(&self, pool: &str, run: &RunAccount) {
+        self.jobs_running.at([pool]).dec();
+        let durations = self.job_duration_seconds.at([pool]);
+        durations.observe(run.duration.as_secs_f64());
+        self.spawn_seconds.at([]).observe(run.spawn.as_secs_f64());
+        if let Some(kill) = run.kill {
+            self.kill_seconds.at([]).observe(kill.as_secs_f64());
+        }
+        self.stream_ended(pool, STDOUT, run.stdout);
+        self.stream_ended(pool, STDERR, run.stderr);
+    }
+
+    fn stream_ended(&self, pool: &str, stream: &str, account: StreamAccount) {
+        let labels = [pool, stream];
+        self.output_bytes_total.at(labels).inc_by(account.bytes);
+        let dropped = self.output_dropped_bytes_total.at(labels);
+        dropped.inc_by(account.dropped);
+    }
+
+    fn queue_measured(&self, pool: &str, depth: QueueDepth) {
+        self.queue_messages.at([pool]).set(depth.messages.into());
+        self.queue_consumers.at([pool]).set(depth.consumers.into());
+    }
+}
+
+impl Metrics {
+    fn broker(&self, event: &BrokerEvent) {
+        match event {
+            BrokerEvent::Connected { .. } => self.session(Sessions::connected),
+            BrokerEvent::Disconnected { .. } => self.session(Sessions::disconnected),
+            BrokerEvent::Confirmed { waited } => {
+                let confirms = self.inner.families.publish_confirm_seconds.at([]);
+                confirms.observe(waited.as_secs_f64());
+            }
+        }
+    }
+
+    /// Takes one step, and shows it before another can be taken.
+    fn session(&self, step: impl FnOnce(&mut Sessions) -> Step) {
+        let sessions = &self.inner.sessions;
+        let mut sessions = sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let step = step(&mut sessions);
+
+        let families = &self.inner.families;
+        let connected = i64::from(sessions.live > 0);
+        families.broker_connected.at([]).set(connected);
+        if step == Step::Reconnect {
+            families.broker_reconnects_total.at([]).inc();
+        }
+    }
+}
+
+/// The sessions with the broker: each pool has its own, so the first of one pool must not look like the second of
+/// another.
+#[derive(Default)]
+pub(super) struct Sessions {
+    /// Live now.
+    live: u64,
+    /// Lost, and not yet replaced.
+    lost: u64,
+}
+
+/// What a change of the sessions means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// A session replaces a lost one.
+    Reconnect,
+    /// Anything else.
+    Other,
+}
+
+impl Sessions {
+    fn connected(&mut self) -> Step {
+        self.live += 1;
+        if self.lost == 0 {
+            return Step::Other;
+        }
+        self.lost -= 1;
+        Step::Reconnect
+    }
+
+    fn disconnected(&mut self) -> Step {
+        self.live = self.live.saturating_sub(1);
+        self.lost += 1;
+        Step::Other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::PoolInfo;
+    use super::super::exposition::{moves, scrape};
+    use super::*;
+    use crate::flow::channel::Channels;
+    use crate::message::{JobId, Status};
+    use crate::supervise::TaskAccounts;
+
+    fn metrics() -> Metrics {
+        let pool = |name: &str| PoolInfo {
+            name: name.into(),
+            slots: 1,
+            prefetch: 1,
+        };
+        let pools = [pool("web"), pool("batch")];
+        Metrics::new(&pools, Channels::default(), TaskAccounts::default()).unwrap()
+    }
+
+    fn web() -> Arc<str> {
+        "web".into()
+    }
+
+    fn id() -> JobId {
+        JobId::random()
+    }
+
+    fn connected() -> Event {
+        let host = "broker:5672".into();
+        Event::Broker(BrokerEvent::Connected { host })
+    }
+
+    fn disconnected() -> Event {
+        let reason = "reset".into();
+        Event::Broker(BrokerEvent::Disconnected { reason })
+    }
+
+    fn finished(status: Status) -> Event {
+        Event::JobFinished {
+            pool: web(),
+            job_id: id(),
+            attempt: 1,
+            status,
+            is_final: true,
+            duration: Duration::from_secs(9),
+            error: None,
+        }
+    }
+
+    fn ended(run: RunAccount) -> Event {
+        Event::JobEnded {
+            pool: web(),
+            job_id: id(),
+            run,
+        }
+    }
+
+    fn started(waited: Option<Duration>) -> Event {
+        Event::JobStarted {
+            pool: web(),
+            job_id: id(),
+            attempt: 1,
+            waited,
+        }
+    }
+
+    /// Tells the events and asserts that exactly these series moved, by exactly so much.
+    #[track_caller]
+    fn assert_moves(events: &[Event], expected: &[(&str, f64)]) {
+        assert_later_moves(&metrics(), events, expected);
+    }
+
+    #[track_caller]
+    fn assert_later_moves(metrics: &Metrics, events: &[Event], expected: &[(&str, f64)]) {
+        let before = scrape(&metrics.render());
+        for event in events {
+            metrics.on(event);
+        }
+        let moved = moves(&before, &scrape(&metrics.render()));
+        let moved: Vec<_> = moved.iter().map(|(name, by)| (name.as_str(), *by)).collect();
+        assert_eq!(moved, expected);
+    }
+
+    #[tokio::test]
+    async fn deliveries_are_unacked_until_settled() {
+        let taken = Event::DeliveryTaken { pool: web() };
+        let settled = Event::DeliverySettled { pool: web() };
+        let metrics = metrics();
+        let unacked = r#"unacked{pool="web"}"#;
+        assert_later_moves(&metrics, &[taken.clone(), taken], &[(unacked, 2.0)]);
+        assert_later_moves(&metrics, &[settled], &[(unacked, -1.0)]);
+    }
+
+    #[tokio::test]
+    async fn a_started_job_runs_and_has_waited() {
+        assert_moves(
+            &[started(Some(Duration::from_millis(2500)))],
+            &[
+                (r#"job_wait_seconds_count{pool="web"}"#, 1.0),
+                (r#"job_wait_seconds_sum{pool="web"}"#, 2.5),
+                (r#"jobs_running{pool="web"}"#, 1.0),
+                (r#"jobs_started_total{pool="web"}"#, 1.0),
+            ],
+        );
+    }
+
+    #[tokio::test]
+    async fn a_job_without_a_timestamp_has_no_wait() {
+        assert_moves(
+            &[started(None)],
+            &[
+                (r#"jobs_running{pool="web"}"#, 1.0),
+                (r#"jobs_started_total{pool="web"}"#, 1.0),
+            ],
+        );
+    }
+
+    #[tokio::test]
+    async fn an_ended_job_leaves_its_slot_and_its_account() {
+        let run = RunAccount {
+            spawn: Duration::from_micros(500),
+            kill: Some(Duration::from_secs(2)),
+            duration: Duration::from_secs(4),
+            stdout: StreamAccount {
+                bytes: 100,
+                dropped: 40,
+            },
+            stderr: StreamAccount { bytes: 7, dropped: 3 },
+        };
+        assert_moves(
+            &[ended(run)],
+            &[
+                (r#"job_duration_seconds_count{pool="web"}"#, 1.0),
+                (r#"job_duration_seconds_sum{pool="web"}"#, 4.0),
+                (r#"jobs_running{pool="web"}"#, -1.0),
+                ("kill_seconds_count", 1.0),
+                ("kill_seconds_sum", 2.0),
+                (r#"output_bytes_total{pool="web",stream="stderr"}"#, 7.0),
+                (r#"output_bytes_total{pool="web",stream="stdout"}"#, 100.0),
+                (r#"output_dropped_bytes_total{pool="web",stream="stderr"}"#, 3.0),
+                (r#"output_dropped_bytes_total{pool="web",stream="stdout"}"#, 40.0),
+                ("spawn_seconds_count", 1.0),
+                ("spawn_seconds_sum", 0.0005),
+            ],
+        );
+    }
+
+    #[tokio::test]
+    async fn a_run_that_ended_by_itself_was_not_killed() {
+        assert_moves(
+            &[ended(RunAccount::default())],
+            &[
+                (r#"job_duration_seconds_count{pool="web"}"#, 1.0),
+                (r#"jobs_running{pool="web"}"#, -1.0),
+                ("spawn_seconds_count", 1.0),
+            ],
+        );
+    }
+
+    #[tokio::test]
+    async fn each_status_has_its_own_counter() {
+        for status in Status::ALL {
+            let name = format!(r#"jobs_finished_total{{pool="web",status="{status}"}}"#);
+            assert_moves(&[finished(status)], &[(&name, 1.0)]);
+        }
+    }
+
+    #[tokio::test]
+    async fn retries_and_dead_letters_are_counted() {
+        let retried = Event::JobRetried {
+            pool: web(),
+            job_id: id(),
+            delay: Duration::from_secs(1),
+        };
+        assert_moves(&[retried], &[(r#"job_retries_total{pool="web"}"#, 1.0)]);
+        let dead = Event::JobDeadLettered {
+            pool: web(),
+            job_id: id(),
+            reason: "rejected".into(),
+        };
+        assert_moves(&[dead], &[(r#"dead_letters_total{pool="web"}"#, 1.0)]);
+    }
+
+    #[tokio::test]
+    async fn results_are_unconfirmed_until_settled() {
+        let pending = Event::ResultPending { pool: web() };
+        let settled = Event::ResultSettled { pool: web() };
+        let metrics = metrics();
+        assert_later_moves(&metrics, &[pending], &[("results_unconfirmed", 1.0)]);
+        assert_later_moves(&metrics, &[settled], &[("results_unconfirmed", -1.0)]);
+    }
+
+    #[tokio::test]
+    async fn a_result_without_a_taker_is_counted() {
+        let unroutable = Event::ResultUnroutable {
+            pool: web(),
+            job_id: id(),
+            reply_to: "gone".into(),
+        };
+        assert_moves(&[unroutable], &[("results_unroutable_total", 1.0)]);
+    }
+
+    #[tokio::test]
+    async fn a_queue_is_shown_as_it_was_last_measured() {
+        let measured = |messages, consumers| Event::QueueMeasured {
+            pool: web(),
+            depth: QueueDepth { messages, consumers },
+        };
+        assert_moves(
+            &[measured(50, 1), measured(12, 3)],
+            &[
+                (r#"queue_consumers{pool="web"}"#, 3.0),
+                (r#"queue_messages{pool="web"}"#, 12.0),
+            ],
+        );
+    }
+
+    #[tokio::test]
+    async fn confirms_are_timed() {
+        let waited = Duration::from_millis(250);
+        assert_moves(
+            &[Event::Broker(BrokerEvent::Confirmed { waited })],
+            &[
+                ("publish_confirm_seconds_count", 1.0),
+                ("publish_confirm_seconds_sum", 0.25),
+            ],
+        );
+    }
+
+    #[tokio::test]
+    async fn a_session_that_replaces_a_lost_one_is_a_reconnect() {
+        let metrics = metrics();
+        let up = ("broker_connected", 1.0);
+        let reconnect = ("broker_reconnects_total", 1.0);
+        assert_later_moves(&metrics, &[connected()], &[up]);
+        assert_later_moves(&metrics, &[disconnected()], &[("broker_connected", -1.0)]);
+        assert_later_moves(&metrics, &[connected()], &[up, reconnect]);
+    }
+
+    #[tokio::test]
+    async fn the_sessions_of_two_pools_are_no_reconnects() {
+        let metrics = metrics();
+        let up = ("broker_connected", 1.0);
+        assert_later_moves(&metrics, &[connected(), connected()], &[up]);
+        assert_later_moves(&metrics, &[disconnected()], &[]);
+        let reconnect = ("broker_reconnects_total", 1.0);
+        assert_later_moves(&metrics, &[connected()], &[reconnect]);
+    }
+
+    #[tokio::test]
+    async fn the_rest_moves_nothing() {
+        let uncounted = [
+            Event::JobDelayed {
+                pool: web(),
+                job_id: id(),
+                remaining: Duration::from_secs(1),
+            },
+            Event::JobRecounted {
+                pool: web(),
+                job_id: id(),
+                attempt: 2,
+            },
+            Event::JobGivenBack {
+                pool: web(),
+                job_id: Some(id()),
+                was_running: true,
+            },
+            Event::Consuming { pool: web() },
+            Event::ConsumerLost {
+                pool: web(),
+                reason: "closed".into(),
+                retry_in: None,
+            },
+            Event::Draining,
+        ];
+        assert_moves(&uncounted, &[]);
+    }
+}

@@ -1,0 +1,191 @@
+//! Takes jobs, runs them, answers, and settles.
+//!
+//! One pool is served by three tasks, started in this order and stopped in the reverse one:
+//!
+//! ```text
+//!   intake ──deliveries (flow::channel)──► dispatcher ──► one task a job: pipeline
+//!   subscribes, subscribes again           bounds them      admit → slot → execute → result → ack
+//!   queue_probe: measures the queue
+//! ```
+//!
+//! - [`admit`] decides, from a delivery alone, what is to become of it: run, wait, count again, or end without a run.
+//! - [`settle`] decides, from an outcome alone, what the result is and what comes after it.
+//! - [`outgoing`] makes the messages of both, [`outbox`] sees them confirmed, [`pipeline`] does it all in order.
+//! - [`event`] is what the rest of the program hears of it.
+//!
+//! Invariants: a delivery is acked only after its result was confirmed, or after the message was published again; at
+//! most `slots` commands run and at most `prefetch` jobs are in hand, over any number of reconnects; a job that was
+//! not acked goes back.
+
+mod admit;
+mod dispatcher;
+pub mod event;
+mod intake;
+pub mod log;
+mod outbox;
+mod outgoing;
+mod pipeline;
+mod probe;
+mod settle;
+mod slots;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::Mutex;
+
+use crate::config::Pool;
+use crate::flow::channel::Channels;
+use crate::message::WorkerInfo;
+use crate::supervise::{Child, Restart, Shutdown, TaskAccounts, TaskError};
+use crate::transport::topology::{Names, Topology};
+use crate::transport::{Transport, TransportError};
+use event::Observer;
+
+use dispatcher::Dispatcher;
+use intake::Intake;
+use pipeline::Pipeline;
+use probe::QueueProbe;
+
+/// What all pools of a worker share.
+#[derive(Clone)]
+pub struct Worker<T> {
+    /// Where jobs come from and results go.
+    pub transport: T,
+    /// The namespace's names.
+    pub names: Names,
+    /// Who we are, in results; its `pool` is filled in a pool at a time.
+    pub identity: Identity,
+    /// Told of everything.
+    pub observer: Arc<dyn Observer>,
+    /// Where channels are counted.
+    pub channels: Channels,
+    /// Where tasks are counted.
+    pub tasks: TaskAccounts,
+    /// How it ends.
+    pub ending: Ending,
+}
+
+/// Who a worker is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Unique among the workers that live at one time.
+    pub id: String,
+    /// The machine's name.
+    pub host: String,
+}
+
+impl Identity {
+    fn in_pool(&self, pool: &str) -> WorkerInfo {
+        WorkerInfo {
+            id: self.id.clone(),
+            host: self.host.clone(),
+            pool: pool.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+impl<T: Transport> Worker<T> {
+    /// The tasks that serve a pool, in the order in which they have to be started.
+    #[must_use]
+    pub fn children(&self, pool: &Arc<Pool>) -> Vec<Child> {
+        let capacity = usize::from(pool.prefetch);
+        let (deliveries, taken) = self.channels.bounded("deliveries", capacity);
+        let dispatcher = Arc::new(Dispatcher {
+            pool: pool.clone(),
+            deliveries: Mutex::new(taken),
+            pipeline: Arc::new(Pipeline::new(self, pool)),
+            tasks: self.tasks.clone(),
+        });
+        let intake = Arc::new(Intake {
+            pool: pool.clone(),
+            transport: self.transport.clone(),
+            queue: self.names.pool_queue(&pool.name),
+            topology: Arc::new(Topology::new(&self.names, [&*pool.name])),
+            deliveries,
+            observer: self.observer.clone(),
+            ending: self.ending.clone(),
+        });
+        let probe = Arc::new(QueueProbe {
+            pool: pool.name.clone(),
+            transport: self.transport.clone(),
+            queue: self.names.pool_queue(&pool.name),
+            observer: self.observer.clone(),
+        });
+        vec![
+            permanent("queue_probe", probe, QueueProbe::run),
+            permanent("dispatcher", dispatcher, Dispatcher::run),
+            permanent("intake", intake, Intake::run),
+        ]
+    }
+}
+
+/// A child that is started again whenever it ends unasked, on the same shared state.
+fn permanent<S, F>(name: &'static str, state: Arc<S>, run: fn(Arc<S>, Shutdown) -> F) -> Child
+where
+    S: Send + Sync + 'static,
+    F: Future<Output = Result<(), TaskError>> + Send + 'static,
+{
+    Child::new(name, Restart::Permanent, move |shutdown| run(state.clone(), shutdown))
+}
+
+/// How a worker came to its end: what it gave back, and whether something made it stop by itself.
+#[derive(Clone, Default)]
+pub struct Ending(Arc<Account>);
+
+#[derive(Default)]
+struct Account {
+    cut: AtomicU32,
+    given_back: AtomicU32,
+    fatal: OnceLock<TransportError>,
+    stop: Shutdown,
+}
+
+impl Ending {
+    /// An empty account; a fatal error drains `stop`.
+    #[must_use]
+    pub fn new(stop: Shutdown) -> Self {
+        Self(Arc::new(Account {
+            stop,
+            ..Account::default()
+        }))
+    }
+
+    /// Running jobs that were killed and given back.
+    #[must_use]
+    pub fn cut(&self) -> u32 {
+        self.0.cut.load(Ordering::Relaxed)
+    }
+
+    /// Jobs that were not started and went back.
+    #[must_use]
+    pub fn given_back(&self) -> u32 {
+        self.0.given_back.load(Ordering::Relaxed)
+    }
+
+    /// The error that no waiting would have mended, if there was one.
+    #[must_use]
+    pub fn fatal(&self) -> Option<&TransportError> {
+        self.0.fatal.get()
+    }
+
+    /// Waits until the worker stops taking jobs.
+    async fn draining(&self) {
+        self.0.stop.draining().await;
+    }
+
+    fn count_cut(&self) {
+        self.0.cut.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count_given_back(&self) {
+        self.0.given_back.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn fail(&self, error: TransportError) {
+        // The first error is the one to tell.
+        let _ = self.0.fatal.set(error);
+        self.0.stop.drain();
+    }
+}

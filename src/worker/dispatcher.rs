@@ -1,0 +1,110 @@
+//! Owns a pool's running jobs: starts a task for each delivery, and on a drain waits for them, kills the rest.
+//!
+//! It outlives any number of intakes and their sessions. At most `prefetch` jobs are in hand, also while jobs of a
+//! session that was lost are still ending.
+
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+
+use super::pipeline::Pipeline;
+use crate::config::Pool;
+use crate::flow::channel::Receiver;
+use crate::supervise::{Outcome, Shutdown, TaskAccounts, TaskEnd, TaskError, TaskGroup};
+use crate::transport::{Delivery, Transport};
+
+/// How long jobs may take to end once they are told to end now: killing, reaping and giving back.
+const ABORT_GRACE: std::time::Duration = std::time::Duration::from_secs(5);
+
+pub(super) struct Dispatcher<T> {
+    pub(super) pool: Arc<Pool>,
+    /// Held for as long as a dispatcher runs; one that is restarted takes it over.
+    pub(super) deliveries: Mutex<Receiver<Delivery>>,
+    pub(super) pipeline: Arc<Pipeline<T>>,
+    pub(super) tasks: TaskAccounts,
+}
+
+impl<T: Transport> Dispatcher<T> {
+    pub(super) async fn run(self: Arc<Self>, shutdown: Shutdown) -> Result<(), TaskError> {
+        let mut deliveries = self.deliveries.lock().await;
+        let places = Arc::new(Semaphore::new(usize::from(self.pool.prefetch)));
+        let mut jobs = TaskGroup::new(self.tasks.clone());
+        // Jobs drain with us, but are aborted when their grace is over: their signals are their own.
+        let stop = shutdown.child();
+        loop {
+            let next = next(&places, &mut deliveries);
+            tokio::select! {
+                () = shutdown.draining() => break,
+                Some(end) = jobs.next_end(), if !jobs.is_empty() => report(&end),
+                next = next => match next {
+                    Some((place, delivery)) => self.start(&mut jobs, place, delivery, &stop),
+                    None => break, // every intake is gone
+                },
+            }
+        }
+        self.give_back_waiting(&mut deliveries).await;
+        self.finish(&mut jobs, &stop).await
+    }
+
+    fn start(&self, jobs: &mut TaskGroup, place: OwnedSemaphorePermit, delivery: Delivery, stop: &Shutdown) {
+        let message_id = delivery.envelope.properties.message_id.clone();
+        let pipeline = self.pipeline.clone();
+        let stop = stop.clone();
+        jobs.spawn("job", message_id.unwrap_or_default(), async move {
+            pipeline.handle(delivery, &stop).await;
+            drop(place);
+            Ok(())
+        });
+    }
+
+    async fn give_back_waiting(&self, deliveries: &mut Receiver<Delivery>) {
+        while let Ok(delivery) = deliveries.try_recv() {
+            self.pipeline.hand_back(delivery).await;
+        }
+    }
+
+    /// Waits for the jobs in hand, then has them killed and given back.
+    async fn finish(&self, jobs: &mut TaskGroup, stop: &Shutdown) -> Result<(), TaskError> {
+        tokio::select! {
+            () = all_ended(jobs) => return Ok(()),
+            () = tokio::time::sleep(self.pool.stop_grace) => stop.abort(),
+            () = stop.aborting() => {}
+        }
+        let left = jobs.stop(ABORT_GRACE).await;
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(format!("jobs that did not end when killed: {}", left.join(", ")).into())
+    }
+}
+
+/// A place in hand, then a delivery: no delivery is taken that could not be handled.
+///
+/// # Cancel safety
+/// Cancel safe: receiving is the last wait.
+async fn next(
+    places: &Arc<Semaphore>,
+    deliveries: &mut Receiver<Delivery>,
+) -> Option<(OwnedSemaphorePermit, Delivery)> {
+    let place = places.clone().acquire_owned().await.ok()?;
+    let delivery = deliveries.recv().await?;
+    Some((place, delivery))
+}
+
+async fn all_ended(jobs: &mut TaskGroup) {
+    while let Some(end) = jobs.next_end().await {
+        report(&end);
+    }
+}
+
+/// A job's failure is a result; what gets here is a bug. Its delivery went back when its task was dropped.
+fn report(end: &TaskEnd) {
+    if end.outcome != Outcome::Completed {
+        let error = end.error.as_deref().unwrap_or("no reason given");
+        tracing::error!(
+            message_id = end.detail,
+            "a job's task {}: {error}; its job was given back",
+            end.outcome.as_str()
+        );
+    }
+}

@@ -1,0 +1,192 @@
+//! What happens to jobs, as one enum that metrics, logs and tests all read.
+//!
+//! The worker tells an [`Observer`]; it never asks one anything. What a thing means for a counter, or how a log line
+//! reads, is the observer's business, so production code holds no test hooks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::message::{FailureKind, JobId, Status};
+use crate::transport::{BrokerEvent, QueueDepth};
+
+/// Something that happened. `pool` is the only label that metrics may take from it.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A delivery was taken from a pool's queue; it is unacked until [`Event::DeliverySettled`].
+    DeliveryTaken {
+        /// The pool.
+        pool: Arc<str>,
+    },
+    /// A delivery was acked, given back or lost with its session.
+    DeliverySettled {
+        /// The pool.
+        pool: Arc<str>,
+    },
+    /// A job has a slot and its command is being started.
+    JobStarted {
+        /// The pool.
+        pool: Arc<str>,
+        /// The job.
+        job_id: JobId,
+        /// Its attempt, from 1.
+        attempt: u32,
+        /// From the producer's timestamp to now, where there is one.
+        waited: Option<Duration>,
+    },
+    /// A job's command has ended and its slot is free. Only after [`Event::JobStarted`].
+    JobEnded {
+        /// The pool.
+        pool: Arc<str>,
+        /// The job.
+        job_id: JobId,
+        /// What the run cost.
+        run: RunAccount,
+    },
+    /// An attempt has its result, published and confirmed. Also for jobs that were never started.
+    JobFinished {
+        /// The pool.
+        pool: Arc<str>,
+        /// The job.
+        job_id: JobId,
+        /// Its attempt, from 1.
+        attempt: u32,
+        /// How it ended.
+        status: Status,
+        /// Whether it was the job's last attempt.
+        is_final: bool,
+        /// Of the run; zero when it was not started.
+        duration: Duration,
+        /// What went wrong, if anything.
+        error: Option<(FailureKind, String)>,
+    },
+    /// A failed attempt was published again, to be run after a delay.
+    JobRetried {
+        /// The pool.
+        pool: Arc<str>,
+        /// The job.
+        job_id: JobId,
+        /// How long it waits.
+        delay: Duration,
+    },
+    /// A job went (back) to a delay queue because its time has not come.
+    JobDelayed {
+        /// The pool.
+        pool: Arc<str>,
+        /// The job.
+        job_id: JobId,
+        /// How long it still has to wait.
+        remaining: Duration,
+    },
+    /// A redelivered job was published again with its attempt raised, before anything was started.
+    JobRecounted {
+        /// The pool.
+        pool: Arc<str>,
+        /// The job.
+        job_id: JobId,
+        /// The attempt it now has.
+        attempt: u32,
+    },
+    /// A job goes back to its queue because the worker stops.
+    JobGivenBack {
+        /// The pool.
+        pool: Arc<str>,
+        /// The job, where it was decoded.
+        job_id: Option<JobId>,
+        /// Whether it was running and had to be killed.
+        was_running: bool,
+    },
+    /// A job was dead-lettered.
+    JobDeadLettered {
+        /// The pool.
+        pool: Arc<str>,
+        /// The job.
+        job_id: JobId,
+        /// Why: the status's word, or `attempts_exhausted`.
+        reason: String,
+    },
+    /// A result waits for its confirm; ended by [`Event::ResultSettled`].
+    ResultPending {
+        /// The pool.
+        pool: Arc<str>,
+    },
+    /// A result is confirmed, or given up because the worker stops.
+    ResultSettled {
+        /// The pool.
+        pool: Arc<str>,
+    },
+    /// The `reply_to` of a job led nowhere: its queue is gone.
+    ResultUnroutable {
+        /// The pool.
+        pool: Arc<str>,
+        /// The job.
+        job_id: JobId,
+        /// The address.
+        reply_to: String,
+    },
+    /// A pool's consumer is live.
+    Consuming {
+        /// The pool.
+        pool: Arc<str>,
+    },
+    /// A pool's consumer has ended; the worker subscribes again unless it stops.
+    ConsumerLost {
+        /// The pool.
+        pool: Arc<str>,
+        /// Why, as far as it is known.
+        reason: String,
+        /// When it will be tried again; `None` when the worker stops.
+        retry_in: Option<Duration>,
+    },
+    /// A pool's queue was measured.
+    QueueMeasured {
+        /// The pool.
+        pool: Arc<str>,
+        /// Its size.
+        depth: QueueDepth,
+    },
+    /// The worker takes no more jobs.
+    Draining,
+    /// The transport told something.
+    Broker(BrokerEvent),
+}
+
+/// What one run cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunAccount {
+    /// From the request to the started process.
+    pub spawn: Duration,
+    /// From the first signal to the end, when it had to be ended.
+    pub kill: Option<Duration>,
+    /// Of the run.
+    pub duration: Duration,
+    /// Bytes of standard output, and how many of them were dropped.
+    pub stdout: StreamAccount,
+    /// Bytes of standard error, and how many of them were dropped.
+    pub stderr: StreamAccount,
+}
+
+/// What a command wrote to one stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamAccount {
+    /// All bytes.
+    pub bytes: u64,
+    /// Those that were not kept.
+    pub dropped: u64,
+}
+
+/// Takes events. Called on hot paths: must not block and must not panic.
+pub trait Observer: Send + Sync + 'static {
+    /// Takes one event.
+    fn on(&self, event: &Event);
+}
+
+/// Tells several observers.
+pub struct Observers(pub Vec<Arc<dyn Observer>>);
+
+impl Observer for Observers {
+    fn on(&self, event: &Event) {
+        for observer in &self.0 {
+            observer.on(event);
+        }
+    }
+}

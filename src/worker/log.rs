@@ -1,0 +1,113 @@
+//! Events as log lines: one line a job's end at info, each readable alone.
+//!
+//! A job's command, environment and output are never logged.
+
+use super::event::{Event, Observer};
+use crate::message::{FailureKind, JobId, Status};
+use crate::transport::BrokerEvent;
+
+/// Writes events to the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EventLog;
+
+impl Observer for EventLog {
+    fn on(&self, event: &Event) {
+        match event {
+            Event::JobStarted {
+                pool, job_id, attempt, ..
+            } => {
+                tracing::debug!(pool = &**pool, job.id = %job_id, attempt, "job started");
+            }
+            Event::JobFinished {
+                pool,
+                job_id,
+                attempt,
+                status,
+                is_final,
+                duration,
+                error,
+            } => {
+                let end = End {
+                    job_id,
+                    attempt: *attempt,
+                    status: *status,
+                    is_final: *is_final,
+                };
+                end.log(pool, duration.as_secs_f64(), error.as_ref());
+            }
+            Event::JobRetried { pool, job_id, delay } => {
+                let delay_s = delay.as_secs_f64();
+                tracing::info!(pool = &**pool, job.id = %job_id, delay_s, "job will be tried again");
+            }
+            Event::JobRecounted { pool, job_id, attempt } => {
+                tracing::info!(pool = &**pool, job.id = %job_id, attempt, "redelivered job counted and queued again");
+            }
+            Event::JobGivenBack {
+                pool,
+                job_id,
+                was_running,
+            } => log_given_back(pool, job_id.as_ref(), *was_running),
+            Event::JobDeadLettered { pool, job_id, reason } => {
+                tracing::warn!(pool = &**pool, job.id = %job_id, reason, "job dead-lettered");
+            }
+            Event::ResultUnroutable { pool, job_id, reply_to } => {
+                tracing::warn!(pool = &**pool, job.id = %job_id, reply_to, "no queue takes the result: reply_to is gone");
+            }
+            Event::Consuming { pool } => tracing::info!(pool = &**pool, "consuming"),
+            Event::ConsumerLost { pool, reason, retry_in } => log_lost(pool, reason, retry_in.map(|d| d.as_secs_f64())),
+            Event::Draining => tracing::info!("draining: taking no more jobs, waiting for those that run"),
+            Event::Broker(event) => log_broker(event),
+            Event::DeliveryTaken { .. }
+            | Event::DeliverySettled { .. }
+            | Event::JobEnded { .. }
+            | Event::JobDelayed { .. }
+            | Event::ResultPending { .. }
+            | Event::ResultSettled { .. }
+            | Event::QueueMeasured { .. } => {}
+        }
+    }
+}
+
+struct End<'a> {
+    job_id: &'a JobId,
+    attempt: u32,
+    status: Status,
+    is_final: bool,
+}
+
+impl End<'_> {
+    fn log(&self, pool: &str, duration_s: f64, error: Option<&(FailureKind, String)>) {
+        let Self {
+            job_id,
+            attempt,
+            status,
+            is_final,
+        } = self;
+        let error = error.map(|(_, message)| message.as_str());
+        tracing::info!(pool, job.id = %job_id, attempt, %status, is_final, duration_s, error, "job ended");
+    }
+}
+
+fn log_given_back(pool: &str, job_id: Option<&JobId>, was_running: bool) {
+    let job_id = job_id.map(tracing::field::display);
+    if was_running {
+        tracing::warn!(pool, job.id = job_id, "running job killed and given back");
+    } else {
+        tracing::info!(pool, job.id = job_id, "unstarted job given back");
+    }
+}
+
+fn log_lost(pool: &str, reason: &str, retry_in_s: Option<f64>) {
+    match retry_in_s {
+        Some(retry_in_s) => tracing::warn!(pool, retry_in_s, "not consuming: {reason}; trying again"),
+        None => tracing::info!(pool, "stopped consuming"),
+    }
+}
+
+fn log_broker(event: &BrokerEvent) {
+    match event {
+        BrokerEvent::Connected { host } => tracing::info!(host, "connected"),
+        BrokerEvent::Disconnected { reason } => tracing::info!("disconnected: {reason}"),
+        BrokerEvent::Confirmed { .. } => {}
+    }
+}

@@ -1,0 +1,369 @@
+//! One job's way through a worker, from its delivery to its ack.
+//!
+//! Results are published before the ack, and what comes after a result (another attempt, a dead letter) between the
+//! two: wherever this is cut off, the job comes again, and nothing is lost.
+//!
+//! It obeys the drain while a job waits for its slot, and the abort always.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::admit::{Admission, Plan, Refusal, Ticket, admit};
+use super::event::{Event, Observer, RunAccount, StreamAccount};
+use super::outbox::{Delivered, Outbox};
+use super::outgoing;
+use super::settle::{self, Conclusion, Next};
+use super::slots::Slots;
+use super::{Ending, Worker};
+use crate::config::Pool;
+use crate::executor::{self, End, Outcome, Run};
+use crate::message::{JobId, JobResult, Output, Status, WorkerInfo};
+use crate::supervise::Shutdown;
+use crate::transport::topology::Names;
+use crate::transport::{Delivery, Publication, SettleError, Transport};
+
+pub(super) struct Pipeline<T> {
+    pool: Arc<Pool>,
+    names: Names,
+    identity: WorkerInfo,
+    slots: Slots,
+    outbox: Outbox<T>,
+    observer: Arc<dyn Observer>,
+    ending: Ending,
+}
+
+impl<T: Transport> Pipeline<T> {
+    pub(super) fn new(worker: &Worker<T>, pool: &Arc<Pool>) -> Self {
+        Self {
+            pool: pool.clone(),
+            names: worker.names.clone(),
+            identity: worker.identity.in_pool(&pool.name),
+            slots: Slots::new(pool.slots),
+            outbox: Outbox::new(worker.transport.clone(), pool.name.clone()),
+            observer: worker.observer.clone(),
+            ending: worker.ending.clone(),
+        }
+    }
+
+    /// Handles one delivery to its end.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe, but nothing is lost: dropped half-way, it kills the command and gives the delivery back.
+    pub(super) async fn handle(&self, delivery: Delivery, stop: &Shutdown) {
+        let _unacked = Between::new(
+            self,
+            |pool| Event::DeliveryTaken { pool },
+            |pool| Event::DeliverySettled { pool },
+        );
+        if !delivery.is_live() {
+            return; // of a session that is gone: the broker hands it out again
+        }
+        let now = Timestamp::now();
+        let (ticket, admission) = admit(&self.pool, &delivery.envelope, delivery.redelivered, now);
+        match admission {
+            Admission::Run(plan) => self.run(delivery, ticket, *plan, stop).await,
+            Admission::Wait(wait) => self.delay(delivery, &ticket, wait, stop).await,
+            Admission::Recount => self.recount(delivery, &ticket, stop).await,
+            Admission::End(status, refusal) => self.refuse(delivery, &ticket, status, refusal, stop).await,
+        }
+    }
+
+    /// Gives back a job that was not started. A nack would count as a redelivery, and a worker that stops in good
+    /// order is none: the job is published again as it was, and this delivery of it is acked.
+    pub(super) async fn hand_back(&self, delivery: Delivery) {
+        self.ending.count_given_back();
+        self.tell(Event::JobGivenBack {
+            pool: self.pool.name.clone(),
+            job_id: None,
+            was_running: false,
+        });
+        let unstarted = outgoing::unstarted(&self.names, &self.pool.name, &delivery.envelope);
+        // A redelivered job has yet to be counted, so it must keep its mark.
+        if !delivery.redelivered && delivery.is_live() && self.outbox.try_deliver(&unstarted).await {
+            settled(delivery.ack().await);
+        } else {
+            settled(delivery.give_back().await);
+        }
+    }
+
+    async fn run(&self, delivery: Delivery, ticket: Ticket, plan: Plan, stop: &Shutdown) {
+        let slot = tokio::select! {
+            biased; // a free slot must not win over the drain
+            () = self.ending.draining() => return self.hand_back(delivery).await,
+            slot = self.slots.take() => slot,
+        };
+        let now = Timestamp::now();
+        if !delivery.is_live() {
+            return;
+        }
+        if let Some(refusal) = plan.expired(now) {
+            drop(slot);
+            return self.refuse(delivery, &ticket, Status::Expired, refusal, stop).await;
+        }
+        let outcome = self.execute(&ticket, &plan, now, stop).await;
+        drop(slot);
+        if outcome.end == End::Cancelled {
+            return self.cut(delivery, &ticket).await;
+        }
+        let conclusion = settle::conclude(&ticket, &plan.retry, outcome, self.identity.clone());
+        self.conclude(delivery, &ticket, conclusion, stop).await;
+    }
+
+    async fn execute(&self, ticket: &Ticket, plan: &Plan, now: Timestamp, stop: &Shutdown) -> Outcome {
+        let mut running = Running::start(self, ticket, waited(ticket, plan, now));
+        let run = self.with_facts(plan.run.clone(), ticket, now);
+        let outcome = executor::execute(run, stop.abort_token()).await;
+        running.account = account(&outcome);
+        outcome
+    }
+
+    /// Adds what every command may know of its job.
+    fn with_facts(&self, mut run: Run, ticket: &Ticket, now: Timestamp) -> Run {
+        let deadline = now.checked_add(run.timeout).unwrap_or(Timestamp::MAX);
+        let facts = [
+            ("SYNTHEX_JOB_ID", ticket.job_id.to_string()),
+            ("SYNTHEX_ATTEMPT", ticket.attempt.number.to_string()),
+            ("SYNTHEX_POOL", self.pool.name.to_string()),
+            ("SYNTHEX_DEADLINE", deadline.to_string()),
+        ];
+        run.env.extend(facts.map(|(name, value)| (name.to_owned(), value)));
+        run
+    }
+
+    /// A running job that was killed because the worker stops at once.
+    async fn cut(&self, delivery: Delivery, ticket: &Ticket) {
+        self.ending.count_cut();
+        self.tell(Event::JobGivenBack {
+            pool: self.pool.name.clone(),
+            job_id: Some(ticket.job_id.clone()),
+            was_running: true,
+        });
+        settled(delivery.give_back().await);
+    }
+
+    async fn refuse(&self, delivery: Delivery, ticket: &Ticket, status: Status, refusal: Refusal, stop: &Shutdown) {
+        let conclusion = settle::refuse(ticket, status, refusal, Timestamp::now(), self.identity.clone());
+        self.conclude(delivery, ticket, conclusion, stop).await;
+    }
+
+    /// Result, then what comes after it, then the ack.
+    async fn conclude(&self, delivery: Delivery, ticket: &Ticket, conclusion: Conclusion, stop: &Shutdown) {
+        let Conclusion { result, next } = conclusion;
+        if !self.publish_result(ticket, &result, stop).await
+            || !self.follow_up(&delivery, ticket, &result, next, stop).await
+        {
+            return; // the worker stops at once: the delivery is dropped, and so given back
+        }
+        self.tell_finished(&result);
+        settled(delivery.ack().await);
+    }
+
+    /// Publishes a result to all who should have it; false when the worker stops before it is confirmed.
+    async fn publish_result(&self, ticket: &Ticket, result: &JobResult, stop: &Shutdown) -> bool {
+        let _unconfirmed = Between::new(
+            self,
+            |pool| Event::ResultPending { pool },
+            |pool| Event::ResultSettled { pool },
+        );
+        let all = outgoing::result(&self.names, ticket, result);
+        let reply = async {
+            match outgoing::reply(ticket, result) {
+                Some(reply) => self.reply(reply, &ticket.job_id, stop).await,
+                None => true,
+            }
+        };
+        let (all, reply) = tokio::join!(self.outbox.deliver(&all, stop), reply);
+        all != Delivered::GaveUp && reply
+    }
+
+    /// A `reply_to` that leads nowhere is counted and never holds the job up.
+    async fn reply(&self, reply: Publication, job_id: &JobId, stop: &Shutdown) -> bool {
+        let delivered = self.outbox.deliver(&reply, stop).await;
+        if delivered == Delivered::Unroutable {
+            self.tell(Event::ResultUnroutable {
+                pool: self.pool.name.clone(),
+                job_id: job_id.clone(),
+                reply_to: reply.routing_key,
+            });
+        }
+        delivered != Delivered::GaveUp
+    }
+
+    async fn follow_up(
+        &self,
+        delivery: &Delivery,
+        ticket: &Ticket,
+        result: &JobResult,
+        next: Next,
+        stop: &Shutdown,
+    ) -> bool {
+        match next {
+            Next::Done => true,
+            Next::Retry(wait) => self.retry(delivery, ticket, wait, stop).await,
+            Next::DeadLetter { field } => self.dead_letter(delivery, result, field, stop).await,
+        }
+    }
+
+    async fn retry(&self, delivery: &Delivery, ticket: &Ticket, wait: Duration, stop: &Shutdown) -> bool {
+        let at = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
+        let job = &delivery.envelope;
+        let again = outgoing::retried(&self.names, &self.pool.name, job, ticket, at, wait);
+        let done = self.outbox.deliver(&again, stop).await == Delivered::Confirmed;
+        if done {
+            self.tell(Event::JobRetried {
+                pool: self.pool.name.clone(),
+                job_id: ticket.job_id.clone(),
+                delay: wait,
+            });
+        }
+        done
+    }
+
+    async fn dead_letter(
+        &self,
+        delivery: &Delivery,
+        result: &JobResult,
+        field: Option<String>,
+        stop: &Shutdown,
+    ) -> bool {
+        let dead = outgoing::dead(&self.names, &delivery.envelope, result, field.as_deref());
+        let done = self.outbox.deliver(&dead, stop).await == Delivered::Confirmed;
+        if done {
+            self.tell(Event::JobDeadLettered {
+                pool: self.pool.name.clone(),
+                job_id: result.job_id.clone(),
+                reason: result.status.to_string(),
+            });
+        }
+        done
+    }
+
+    async fn delay(&self, delivery: Delivery, ticket: &Ticket, wait: Duration, stop: &Shutdown) {
+        let later = outgoing::waiting(&self.names, &self.pool.name, &delivery.envelope, &ticket.job_id, wait);
+        if self.outbox.deliver(&later, stop).await == Delivered::Confirmed {
+            self.tell(Event::JobDelayed {
+                pool: self.pool.name.clone(),
+                job_id: ticket.job_id.clone(),
+                remaining: wait,
+            });
+            settled(delivery.ack().await);
+        }
+    }
+
+    async fn recount(&self, delivery: Delivery, ticket: &Ticket, stop: &Shutdown) {
+        let attempt = ticket.attempt.after_redelivery();
+        let job = &delivery.envelope;
+        let again = outgoing::recounted(&self.names, &self.pool.name, job, &ticket.job_id, attempt);
+        if self.outbox.deliver(&again, stop).await == Delivered::Confirmed {
+            self.tell(Event::JobRecounted {
+                pool: self.pool.name.clone(),
+                job_id: ticket.job_id.clone(),
+                attempt: attempt.number,
+            });
+            settled(delivery.ack().await);
+        }
+    }
+
+    fn tell_finished(&self, result: &JobResult) {
+        let error = result.error.as_ref();
+        self.tell(Event::JobFinished {
+            pool: self.pool.name.clone(),
+            job_id: result.job_id.clone(),
+            attempt: result.attempt,
+            status: result.status,
+            is_final: result.is_final,
+            duration: Duration::from_millis(result.duration_ms),
+            error: error.map(|error| (error.kind, error.message.clone())),
+        });
+    }
+
+    fn tell(&self, event: Event) {
+        self.observer.on(&event);
+    }
+}
+
+/// A settlement that did not arrive: the session is gone, and the broker hands the job out again, marked.
+fn settled(settled: Result<(), SettleError>) {
+    if let Err(error) = settled {
+        tracing::debug!("failed to {error}");
+    }
+}
+
+/// From the moment a job could have started to the moment it does.
+fn waited(ticket: &Ticket, plan: &Plan, now: Timestamp) -> Option<Duration> {
+    let ready = ticket.queued_at?.max(plan.ready_at.unwrap_or(Timestamp::MIN));
+    Some(Duration::try_from(now.duration_since(ready)).unwrap_or_default())
+}
+
+fn account(outcome: &Outcome) -> RunAccount {
+    let stream = |output: &Output| StreamAccount {
+        bytes: output.bytes,
+        dropped: output.truncated_bytes,
+    };
+    RunAccount {
+        spawn: outcome.spawn_time,
+        kill: outcome.kill_time,
+        duration: outcome.duration,
+        stdout: stream(&outcome.stdout),
+        stderr: stream(&outcome.stderr),
+    }
+}
+
+/// Tells one event now, and its counterpart when dropped, however the task ends.
+struct Between<'a> {
+    observer: &'a dyn Observer,
+    pool: &'a Arc<str>,
+    end: fn(Arc<str>) -> Event,
+}
+
+impl<'a> Between<'a> {
+    fn new<T>(pipeline: &'a Pipeline<T>, begin: fn(Arc<str>) -> Event, end: fn(Arc<str>) -> Event) -> Self {
+        let (observer, pool) = (&*pipeline.observer, &pipeline.pool.name);
+        observer.on(&begin(pool.clone()));
+        Self { observer, pool, end }
+    }
+}
+
+impl Drop for Between<'_> {
+    fn drop(&mut self) {
+        self.observer.on(&(self.end)(self.pool.clone()));
+    }
+}
+
+/// Tells that a job started, and, however its task ends, that it ended.
+struct Running<'a> {
+    observer: &'a dyn Observer,
+    pool: &'a Arc<str>,
+    job_id: &'a JobId,
+    account: RunAccount,
+}
+
+impl<'a> Running<'a> {
+    fn start<T>(pipeline: &'a Pipeline<T>, ticket: &'a Ticket, waited: Option<Duration>) -> Self {
+        let (observer, pool) = (&*pipeline.observer, &pipeline.pool.name);
+        observer.on(&Event::JobStarted {
+            pool: pool.clone(),
+            job_id: ticket.job_id.clone(),
+            attempt: ticket.attempt.number,
+            waited,
+        });
+        Self {
+            observer,
+            pool,
+            job_id: &ticket.job_id,
+            account: RunAccount::default(),
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.observer.on(&Event::JobEnded {
+            pool: self.pool.clone(),
+            job_id: self.job_id.clone(),
+            run: self.account,
+        });
+    }
+}

@@ -1,0 +1,45 @@
+//! Measures a pool's queue now and then, for the metrics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::event::{Event, Observer};
+use crate::supervise::{Shutdown, TaskError};
+use crate::transport::Transport;
+
+/// How often a queue is measured: below a usual scrape interval, far above what a broker would notice.
+const EVERY: Duration = Duration::from_secs(10);
+
+pub(super) struct QueueProbe<T> {
+    pub(super) pool: Arc<str>,
+    pub(super) transport: T,
+    pub(super) queue: String,
+    pub(super) observer: Arc<dyn Observer>,
+}
+
+impl<T: Transport> QueueProbe<T> {
+    pub(super) async fn run(self: Arc<Self>, shutdown: Shutdown) -> Result<(), TaskError> {
+        loop {
+            tokio::select! {
+                () = shutdown.draining() => return Ok(()),
+                () = self.measure() => {}
+            }
+            tokio::select! {
+                () = shutdown.draining() => return Ok(()),
+                () = tokio::time::sleep(EVERY) => {}
+            }
+        }
+    }
+
+    /// A broker that is away is the intake's business; the next round measures again.
+    async fn measure(&self) {
+        match self.transport.queue_depth(&self.queue).await {
+            Ok(Some(depth)) => self.observer.on(&Event::QueueMeasured {
+                pool: self.pool.clone(),
+                depth,
+            }),
+            Ok(None) => {}
+            Err(error) => tracing::debug!(queue = self.queue, "failed to {error}"),
+        }
+    }
+}
