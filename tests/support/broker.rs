@@ -1,0 +1,213 @@
+//! RabbitMQ nodes for tests, on ports of their own, with credentials and a virtual host made per node.
+//!
+//! - [`Broker::start`]: a node for one test, to be stopped, killed, frozen and restarted at will.
+//! - [`Broker::shared`]: one node for the whole run. A test takes a virtual host of its own on it ([`Broker::vhost`],
+//!   about half a second) and never harms the node.
+//!
+//! A node takes about 5 s to start (10 s on a busy machine) and 150 MB. It uses nothing of the system's own RabbitMQ but
+//! its files, runs as whoever runs the tests, and listens on 127.0.0.1 only.
+//!
+//! # Who ends a node
+//!
+//! Each of a node's two processes (the server, and `epmd`, through which its tools find it) has a *keeper*: a small shell
+//! that looks five times a second whether the node's owner lives, and kills the process when it does not, whichever
+//! way it went. The kernel kills the process when its keeper dies (`PR_SET_PDEATHSIG`).
+//! The owner of a node from [`Broker::start`] is the test's process; dropping the [`Broker`] ends it at once.
+//! cargo-nextest runs every test in a process of its own, so there the owner of the shared node is nextest itself: the
+//! first test that wants the node starts it under a file lock, in a folder named after the run, and later ones find it there.
+//! Under `cargo test` each test binary has a shared node of its own.
+
+mod node;
+
+use std::sync::{Arc, OnceLock};
+
+use super::process::Signal;
+use node::{Node, folder_of_nodes, random_name};
+
+/// A RabbitMQ node. Dropping one that [`Broker::start`] gave ends it, and removes what it stored.
+pub struct Broker {
+    node: Arc<Node>,
+}
+
+/// A virtual host of a node, for one test. It goes when the node goes.
+pub struct Vhost {
+    node: Arc<Node>,
+    name: String,
+}
+
+impl Broker {
+    /// Starts a node for this test alone.
+    ///
+    /// # Panics
+    /// When it does not start: with its log.
+    pub async fn start() -> Self {
+        let node = off_thread(|| Node::start(&folder_of_nodes(), std::process::id(), true)).await;
+        Self { node: Arc::new(node) }
+    }
+
+    /// Gives the node that all tests of this run share, started by the first that asks.
+    ///
+    /// # Panics
+    /// When it does not start: with its log.
+    pub async fn shared() -> Self {
+        static SHARED: OnceLock<Arc<Node>> = OnceLock::new();
+        let node = off_thread(|| Arc::clone(SHARED.get_or_init(|| Arc::new(node::shared()))));
+        Self { node: node.await }
+    }
+
+    /// Makes a virtual host with a random name, on which the node's user may do everything.
+    pub async fn vhost(&self) -> Vhost {
+        self.vhost_named(&format!("test-{}", random_name())).await
+    }
+
+    /// Makes a virtual host with this name, on which the node's user may do everything.
+    pub async fn vhost_named(&self, name: &str) -> Vhost {
+        let user = &self.node.facts.user;
+        // One call of the tool instead of two, as each starts an Erlang machine.
+        self.eval(&format!(
+            "ok = rabbit_vhost:add(<<\"{name}\">>, <<\"{user}\">>), \
+             ok = rabbit_auth_backend_internal:set_permissions(<<\"{user}\">>, <<\"{name}\">>, \
+             <<\".*\">>, <<\".*\">>, <<\".*\">>, <<\"{user}\">>)."
+        ))
+        .await;
+        Vhost {
+            node: Arc::clone(&self.node),
+            name: name.to_owned(),
+        }
+    }
+
+    /// URL of the node's first virtual host, with the credentials made for it.
+    pub fn amqp_url(&self) -> String {
+        self.amqp_url_as(&self.node.facts.user, &self.node.facts.password)
+    }
+
+    /// URL of the node's first virtual host, with these credentials.
+    pub fn amqp_url_as(&self, user: &str, password: &str) -> String {
+        self.node.url(user, password, &self.node.facts.vhost)
+    }
+
+    /// Port on 127.0.0.1 where it speaks AMQP.
+    pub fn port(&self) -> u16 {
+        self.node.facts.ports.amqp
+    }
+
+    /// Name of the user made for it, who may do everything.
+    pub fn user(&self) -> &str {
+        &self.node.facts.user
+    }
+
+    /// Runs `rabbitmqctl` on the node (about 0.4 s), and returns what it printed.
+    ///
+    /// # Panics
+    /// When it fails: with what it printed.
+    pub async fn ctl(&self, args: &[&str]) -> String {
+        let node = Arc::clone(&self.node);
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        off_thread(move || node.ctl(&args)).await
+    }
+
+    /// Evaluates an Erlang expression in the node, and returns its value as text.
+    pub async fn eval(&self, expression: &str) -> String {
+        self.ctl(&["eval", expression]).await
+    }
+
+    /// Makes a user; what it may do is a matter of each virtual host ([`Vhost::permit`]).
+    pub async fn add_user(&self, user: &str, password: &str) {
+        self.ctl(&["add_user", user, password]).await;
+    }
+
+    /// Cuts every connection to the node, as an operator would.
+    pub async fn close_connections(&self, reason: &str) {
+        self.node.assert_private();
+        self.ctl(&["close_all_connections", "--global", reason]).await;
+    }
+
+    /// Asks the node to stop, and waits until it has.
+    pub async fn stop(&self) {
+        let node = self.private();
+        off_thread(move || node.stop()).await;
+    }
+
+    /// Ends the node with SIGKILL. What it had made durable is there after [`Broker::restart`].
+    pub fn kill(&self) {
+        self.private().kill();
+    }
+
+    /// Starts the node again, with its data, on the same port; stops it first if it runs.
+    ///
+    /// # Panics
+    /// When it does not start: with its log.
+    pub async fn restart(&self) {
+        let node = self.private();
+        off_thread(move || {
+            node.stop();
+            node.launch().unwrap_or_else(|why| panic!("{why}"));
+        })
+        .await;
+    }
+
+    /// Freezes the node: connections stay open, and nothing answers.
+    pub fn pause(&self) {
+        self.private().signal(Signal::STOP);
+    }
+
+    /// Lets a frozen node go on.
+    pub fn resume(&self) {
+        self.private().signal(Signal::CONT);
+    }
+
+    /// The node's log so far.
+    pub fn log(&self) -> String {
+        self.node.log()
+    }
+
+    fn private(&self) -> Arc<Node> {
+        self.node.assert_private();
+        Arc::clone(&self.node)
+    }
+}
+
+impl Vhost {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// URL of this virtual host, with the node's own user.
+    pub fn url(&self) -> String {
+        self.url_as(&self.node.facts.user, &self.node.facts.password)
+    }
+
+    /// URL of this virtual host, with these credentials.
+    pub fn url_as(&self, user: &str, password: &str) -> String {
+        self.node.url(user, password, &self.name)
+    }
+
+    /// Runs a `rabbitmqctl` command on this virtual host.
+    pub async fn ctl(&self, args: &[&str]) -> String {
+        let mut all = args.to_vec();
+        all.extend(["--vhost", &self.name]);
+        Broker {
+            node: Arc::clone(&self.node),
+        }
+        .ctl(&all)
+        .await
+    }
+
+    /// Lets a user configure, write and read what the patterns match; an empty pattern is nothing.
+    pub async fn permit(&self, user: &str, configure: &str, write: &str, read: &str) {
+        self.ctl(&["set_permissions", user, configure, write, read]).await;
+    }
+
+    /// Cuts the connections to this virtual host.
+    pub async fn close_connections(&self, reason: &str) {
+        self.ctl(&["close_all_connections", reason]).await;
+    }
+}
+
+/// Runs what blocks on a thread for it, so that the test's own tasks go on; a panic there is a panic here.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+    }
+}

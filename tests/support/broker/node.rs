@@ -1,0 +1,433 @@
+//! The processes and files of a node, and how tests find the one that they share. All of it blocks.
+
+use std::{
+    collections::hash_map::RandomState,
+    fs::{self, File},
+    hash::{BuildHasher, Hasher},
+    io::{BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::super::process::{Process, Signal, wait_until};
+
+/// The server's own scripts; those in `/usr/sbin` change to another user.
+const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
+/// Erlang's node name. Each node has an `epmd` of its own, so all may have the same.
+const NODE: &str = "synthex@localhost";
+/// Times what a start takes on a busy machine, several times over.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// A server takes 1-6 s to stop when asked.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// A killed process is gone at once, and its keeper a fifth of a second later.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Lines of a node's log shown when its test fails.
+const LOG_TAIL: usize = 20;
+
+/// Runs a command for as long as its owner lives; `$1` is the owner, `$2` a log, `$3` a folder to remove with
+/// the owner. Says the command's process number on stdout. `$!` is the command itself, as `setpriv` becomes what it runs.
+const KEEPER: &str = r#"
+owner=$1 log=$2 folder=$3
+shift 3
+setpriv --pdeathsig KILL -- "$@" </dev/null >>"$log" 2>&1 &
+kept=$!
+echo "$kept"
+while kill -0 "$owner" && kill -0 "$kept"; do sleep 0.2; done 2>/dev/null
+kill -KILL "$kept" 2>/dev/null
+wait "$kept"
+kill -0 "$owner" 2>/dev/null || rm -rf "$folder"
+"#;
+
+/// What all test processes know of a node.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Facts {
+    /// Everything it stores.
+    folder: PathBuf,
+    /// Process number of who it lives for.
+    owner: u32,
+    pub(super) ports: Ports,
+    pub(super) user: String,
+    pub(super) password: String,
+    pub(super) vhost: String,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Ports {
+    pub(super) amqp: u16,
+    epmd: u16,
+    /// Where its tools talk to it.
+    tools: u16,
+}
+
+/// A node: with its processes if this process started it, else without.
+pub(super) struct Node {
+    pub(super) facts: Facts,
+    private: bool,
+    server: Mutex<Option<Kept>>,
+    epmd: Mutex<Option<Kept>>,
+}
+
+/// A process, and the keeper that started it.
+struct Kept {
+    process: Process,
+    keeper: Child,
+}
+
+/// The file through which test processes find the shared node.
+#[derive(Serialize, Deserialize)]
+struct Shared {
+    facts: Facts,
+    server: Process,
+}
+
+impl Node {
+    /// Starts a node. Tries other ports if somebody took these between choice and use.
+    pub(super) fn start(folder: &Path, owner: u32, private: bool) -> Self {
+        let mut failures = String::new();
+        for _ in 0..3 {
+            let node = Self::prepare(folder.join(random_name()), owner, private);
+            let Err(why) = node.launch() else {
+                return node;
+            };
+            node.end();
+            failures.push_str(&why);
+            if !why.contains("eaddrinuse") {
+                break;
+            }
+        }
+        panic!("{failures}");
+    }
+
+    /// Writes the files that a node reads at its start.
+    fn prepare(folder: PathBuf, owner: u32, private: bool) -> Self {
+        assert!(
+            Path::new(SCRIPTS).is_dir(),
+            "rabbitmq-server is not installed: `tests/run` installs it"
+        );
+        let name = random_name();
+        let (user, password, vhost) = (format!("user-{name}"), random_name(), format!("synthex-{name}"));
+        let facts = Facts {
+            folder,
+            owner,
+            ports: free_ports(),
+            user,
+            password,
+            vhost,
+        };
+        let write =
+            |file: &str, text: String| fs::write(facts.folder.join(file), text).expect("the folder was just made");
+        fs::create_dir_all(&facts.folder).expect("the target folder can be written");
+        write("plugins", "[].".into());
+        write(".erlang.cookie", random_name());
+        let cookie = facts.folder.join(".erlang.cookie");
+        fs::set_permissions(cookie, fs::Permissions::from_mode(0o400)).expect("the file is ours");
+        // A machine with a nearly full disk is no reason for a disk alarm here.
+        let (user, password, vhost) = (&facts.user, &facts.password, &facts.vhost);
+        write(
+            "rabbitmq.conf",
+            format!(
+                "default_user = {user}\ndefault_pass = {password}\ndefault_vhost = {vhost}\n\
+                 disk_free_limit.absolute = 1MB\nlog.file = false\nlog.console = true\n"
+            ),
+        );
+        Self {
+            facts,
+            private,
+            server: Mutex::default(),
+            epmd: Mutex::default(),
+        }
+    }
+
+    /// Starts the node's processes that do not run, and waits until it takes connections.
+    pub(super) fn launch(&self) -> Result<(), String> {
+        let epmd_port = self.facts.ports.epmd.to_string();
+        let mut epmd = lock(&self.epmd);
+        if epmd.is_none() {
+            *epmd = Some(self.keep(&["epmd", "-address", "127.0.0.1", "-port", &epmd_port]));
+            wait_until(START_LIMIT, "epmd listens", || is_open(self.facts.ports.epmd));
+        }
+        let server = self.keep(&[&format!("{SCRIPTS}/rabbitmq-server"), "-noinput"]);
+        let process = server.process.clone();
+        *lock(&self.server) = Some(server);
+        let (deadline, mut ready) = (Instant::now() + START_LIMIT, false);
+        wait_until(START_LIMIT * 2, "a RabbitMQ node starts, or fails to", || {
+            ready = speaks_amqp(self.facts.ports.amqp);
+            ready || !process.is_alive() || Instant::now() > deadline
+        });
+        // Whoever answers on the port is the node only if the node lives.
+        if ready && process.is_alive() {
+            return Ok(());
+        }
+        Err(format!("a RabbitMQ node did not start; its log:\n{}\n", self.log()))
+    }
+
+    /// Runs a command under a keeper.
+    fn keep(&self, command: &[&str]) -> Kept {
+        let folder = &self.facts.folder;
+        let mut sh = self.with_environment("/bin/sh");
+        sh.args(["-c", KEEPER, "keeper", &self.facts.owner.to_string()]);
+        sh.args([folder.join("log"), folder.clone()]).args(command);
+        // A group of its own: it outlives the test that started the shared node, and a Ctrl-C at the terminal.
+        sh.process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut keeper = sh.spawn().expect("every Debian has /bin/sh");
+        let mut line = String::new();
+        BufReader::new(keeper.stdout.take().expect("stdout is a pipe"))
+            .read_line(&mut line)
+            .expect("the keeper answers");
+        let pid = line.trim().parse().expect("the keeper says a number");
+        let process = Process::read(pid);
+        let process = process.unwrap_or_else(|| panic!("{command:?} ended at once; its log:\n{}", self.log()));
+        Kept { process, keeper }
+    }
+
+    /// A command that sees this node, and nothing of the system's.
+    fn with_environment(&self, program: &str) -> Command {
+        let (folder, ports) = (&self.facts.folder, self.facts.ports);
+        let mut command = Command::new(program);
+        command.current_dir(folder).env_clear().envs([
+            ("PATH", "/usr/bin:/bin:/usr/sbin:/sbin"),
+            ("LANG", "C.UTF-8"), // the tools complain about any other encoding
+            ("ERL_EPMD_ADDRESS", "127.0.0.1"),
+            ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1"),
+            ("RABBITMQ_CONF_ENV_FILE", "/dev/null"),
+            ("RABBITMQ_NODENAME", NODE),
+            // With it the start script becomes the server, so that the process number is the server's.
+            ("RABBITMQ_ALLOW_INPUT", "1"),
+            // Erlang starts a daemon if it finds no epmd. Two schedulers are plenty on any machine.
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-start_epmd false +S 2:2"),
+            ("RABBITMQ_CTL_ERL_ARGS", "-start_epmd false"),
+            // Its tools listen too. The range they have by default is too small for many at once.
+            ("RABBITMQ_CTL_DIST_PORT_MIN", "33000"),
+            ("RABBITMQ_CTL_DIST_PORT_MAX", "34999"),
+        ]);
+        command.envs([
+            ("ERL_EPMD_PORT", ports.epmd.to_string()),
+            ("RABBITMQ_NODE_PORT", ports.amqp.to_string()),
+            ("RABBITMQ_DIST_PORT", ports.tools.to_string()),
+        ]);
+        command.env("HOME", folder).envs([
+            ("RABBITMQ_MNESIA_BASE", folder.join("data")),
+            ("RABBITMQ_LOG_BASE", folder.join("logs")),
+            ("RABBITMQ_GENERATED_CONFIG_DIR", folder.join("generated")),
+            ("RABBITMQ_ENABLED_PLUGINS_FILE", folder.join("plugins")),
+            ("RABBITMQ_CONFIG_FILE", folder.join("rabbitmq.conf")),
+        ]);
+        command
+    }
+
+    pub(super) fn ctl(&self, args: &[String]) -> String {
+        let mut command = self.with_environment(&format!("{SCRIPTS}/rabbitmqctl"));
+        let output = command
+            .arg("--quiet")
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .expect("it is installed with the server");
+        let (stdout, stderr) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert!(
+            output.status.success(),
+            "rabbitmqctl {args:?}: {}\n{stdout}{stderr}",
+            output.status
+        );
+        stdout.trim_end().to_owned()
+    }
+
+    /// Asks the server to stop, and returns when it has.
+    pub(super) fn stop(&self) {
+        if let Some(kept) = lock(&self.server).take() {
+            kept.process.signal(Signal::CONT); // a frozen one hears nothing
+            kept.process.signal(Signal::TERM);
+            wait_until(STOP_LIMIT, "a RabbitMQ node stops", || !kept.process.is_alive());
+            kept.kill();
+        }
+    }
+
+    /// Kills the server, and returns when it is gone.
+    pub(super) fn kill(&self) {
+        if let Some(kept) = lock(&self.server).take() {
+            kept.kill();
+        }
+    }
+
+    /// Kills all of it, and removes what it stored.
+    fn end(&self) {
+        self.kill();
+        if let Some(kept) = lock(&self.epmd).take() {
+            kept.kill();
+        }
+        let _ = fs::remove_dir_all(&self.facts.folder);
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
+        let server = lock(&self.server);
+        server
+            .as_ref()
+            .expect("the node was stopped or killed by this test")
+            .process
+            .signal(signal);
+    }
+
+    pub(super) fn assert_private(&self) {
+        assert!(
+            self.private,
+            "other tests use this node too: a test that breaks one begins with Broker::start()"
+        );
+    }
+
+    pub(super) fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.facts.folder.join("log")).unwrap_or_default()).into_owned()
+    }
+
+    pub(super) fn url(&self, user: &str, password: &str, vhost: &str) -> String {
+        let [user, password, vhost] = [user, password, vhost].map(percent_encoded);
+        format!("amqp://{user}:{password}@127.0.0.1:{}/{vhost}", self.facts.ports.amqp)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if !self.private {
+            return;
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            eprintln!(
+                "the last of the broker's log:\n{}",
+                lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n")
+            );
+        }
+        self.end();
+    }
+}
+
+impl Kept {
+    fn kill(mut self) {
+        self.process.signal(Signal::KILL);
+        // The keeper sees it end, reaps it, and ends.
+        let _ = self.keeper.wait();
+        wait_until(KILL_LIMIT, "a killed process is gone", || !self.process.is_alive());
+    }
+}
+
+/// A test that fails while it holds a lock must still end its node.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Finds the node of this run, or starts it.
+pub(super) fn shared() -> Node {
+    let Ok(run) = std::env::var("NEXTEST_RUN_ID") else {
+        return Node::start(&folder_of_nodes(), std::process::id(), false);
+    };
+    let folder = folder_of_nodes();
+    let file = folder.join(format!("{run}.json"));
+    let guard = File::create(folder.join("lock")).expect("the target folder can be written");
+    guard.lock().expect("files there can be locked");
+    let known = fs::read(&file)
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Shared>(&text).ok());
+    if let Some(Shared { facts, server }) = known
+        && server.is_alive()
+    {
+        return Node {
+            facts,
+            private: false,
+            server: Mutex::default(),
+            epmd: Mutex::default(),
+        };
+    }
+    forget_past_runs(&folder);
+    let node = Node::start(&folder, std::os::unix::process::parent_id(), false);
+    let server = lock(&node.server)
+        .as_ref()
+        .expect("it was just started")
+        .process
+        .clone();
+    let shared = Shared {
+        facts: node.facts.clone(),
+        server,
+    };
+    fs::write(&file, serde_json::to_vec(&shared).expect("it is plain data")).expect("the target folder can be written");
+    node
+}
+
+/// Removes the files through which tests of past runs found their nodes.
+fn forget_past_runs(folder: &Path) {
+    let entries = fs::read_dir(folder).expect("it was just made");
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let shared = fs::read(&path)
+            .ok()
+            .and_then(|text| serde_json::from_slice::<Shared>(&text).ok());
+        if shared.is_some_and(|shared| !shared.server.is_alive()) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+pub(super) fn folder_of_nodes() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("brokers");
+    fs::create_dir_all(&folder).expect("the target folder can be written");
+    folder
+}
+
+/// Chooses three free ports below those that the kernel gives to clients (from 32768 on), so that nobody takes them while
+/// the node is down between a kill and a restart.
+fn free_ports() -> Ports {
+    let first = 10_000 + u16::try_from(random() % 20_000).expect("it is below 20,000");
+    let listen = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let mut free = (first..32_000).chain(10_000..first).filter(listen);
+    let mut next = || free.next().expect("three of 22,000 ports are free");
+    Ports {
+        amqp: next(),
+        epmd: next(),
+        tools: next(),
+    }
+}
+
+fn is_open(port: u16) -> bool {
+    TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).is_ok()
+}
+
+/// Sends the protocol header of AMQP 0-9-1; a server answers with a method frame, which begins with a 1.
+fn speaks_amqp(port: u16) -> bool {
+    let ask = || {
+        let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"AMQP\x00\x00\x09\x01")?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer)?;
+        Ok::<_, std::io::Error>(answer == [1])
+    };
+    ask().unwrap_or(false)
+}
+
+/// std seeds each of these from the system's randomness.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+pub(super) fn random_name() -> String {
+    format!("{:016x}", random())
+}
+
+fn percent_encoded(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02x}"),
+    };
+    text.bytes().map(encode).collect()
+}
