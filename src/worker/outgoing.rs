@@ -164,3 +164,143 @@ fn keep_id(envelope: &mut Envelope, id: &JobId) {
         envelope.properties.message_id = Some(id.to_string());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn names() -> Names {
+        Names::new("n")
+    }
+
+    /// A job that has been around: with the broker's headers, ours, and a stranger's.
+    fn job() -> Envelope {
+        let text = |text: &str| HeaderValue::Text(text.to_owned());
+        let headers = [
+            ("x-death", HeaderValue::List(vec![])),
+            ("x-first-death-reason", text("expired")),
+            ("x-last-death-queue", text("n.delay.1s")),
+            ("x-delivery-count", HeaderValue::Int(2)),
+            ("traceparent", text("00-1-2-03")),
+        ];
+        Envelope {
+            body: Bytes::from_static(b"{}"),
+            properties: Properties {
+                message_id: Some("job-1".to_owned()),
+                correlation_id: Some("c".to_owned()),
+                reply_to: Some("replies".to_owned()),
+                user_id: Some("producer".to_owned()),
+                priority: Some(7),
+                headers: headers.map(|(name, value)| (name.to_owned(), value)).into(),
+                ..Properties::default()
+            },
+        }
+    }
+
+    fn id(text: &str) -> JobId {
+        text.parse().unwrap()
+    }
+
+    fn header_names(publication: &Publication) -> Vec<&str> {
+        publication
+            .envelope
+            .properties
+            .headers
+            .keys()
+            .map(String::as_str)
+            .collect()
+    }
+
+    #[test]
+    fn a_job_goes_back_as_its_producer_published_it() {
+        let back = unstarted(&names(), "p", &job());
+        assert_eq!((back.exchange.as_str(), back.routing_key.as_str()), ("", "n.jobs.p"));
+        assert_eq!(back.routing, Routing::Mandatory);
+        assert_eq!(
+            header_names(&back),
+            ["traceparent"],
+            "the broker's history would end it as a cycle"
+        );
+        let (was, is) = (job().properties, back.envelope.properties);
+        assert_eq!((is.message_id, is.correlation_id), (was.message_id, was.correlation_id));
+        assert_eq!(
+            (is.reply_to, is.priority, is.user_id),
+            (was.reply_to, was.priority, None)
+        );
+    }
+
+    #[test]
+    fn a_recounted_job_carries_its_count() {
+        let attempt = Attempt::read(&job().properties).after_redelivery();
+        let again = recounted(&names(), "p", &job(), &id("job-1"), attempt);
+        assert_eq!(Attempt::read(&again.envelope.properties), attempt);
+        assert_eq!(attempt.number, 2);
+    }
+
+    #[test]
+    fn a_job_without_an_id_keeps_the_one_it_was_given() {
+        let mut anonymous = job();
+        for (brought, kept) in [(None, "given"), (Some("not an id"), "given"), (Some("own"), "own")] {
+            anonymous.properties.message_id = brought.map(str::to_owned);
+            let again = waiting(&names(), "p", &anonymous, &id("given"), Duration::from_secs(2));
+            assert_eq!(again.envelope.properties.message_id.as_deref(), Some(kept));
+        }
+    }
+
+    #[test]
+    fn a_wait_goes_through_the_longest_tier_that_does_not_overshoot() {
+        for (seconds, tier) in [(0, "250ms"), (1, "1s"), (59, "20s"), (3600, "1h"), (30 * 86_400, "1d")] {
+            let later = waiting(&names(), "p", &job(), &id("j"), Duration::from_secs(seconds));
+            assert_eq!(
+                (later.exchange, later.routing_key.as_str()),
+                (format!("n.delay.{tier}"), "p")
+            );
+        }
+    }
+
+    #[test]
+    fn direct_replies_are_not_mandatory_because_the_broker_returns_them() {
+        let ticket = |reply_to: Option<&str>| Ticket {
+            job_id: id("j"),
+            attempt: Attempt::FIRST,
+            queued_at: None,
+            reply_to: reply_to.map(str::to_owned),
+            correlation_id: Some("c".to_owned()),
+            labels: [].into(),
+        };
+        let refusal = super::super::admit::Refusal {
+            kind: crate::message::FailureKind::Expired,
+            field: None,
+            message: String::new(),
+        };
+        let worker = crate::message::WorkerInfo {
+            id: String::new(),
+            host: String::new(),
+            pool: "p".to_owned(),
+            version: String::new(),
+        };
+        let status = crate::message::Status::Expired;
+        let ended = super::super::settle::refuse(&ticket(None), status, refusal, Timestamp::UNIX_EPOCH, worker).result;
+        let routing = |reply_to| reply(&ticket(Some(reply_to)), &ended).map(|reply| (reply.exchange, reply.routing));
+        assert_eq!(routing("mine"), Some((String::new(), Routing::Mandatory)));
+        assert_eq!(
+            routing("amq.rabbitmq.reply-to.g2dkAB"),
+            Some((String::new(), Routing::Optional))
+        );
+        assert!(reply(&ticket(None), &ended).is_none());
+
+        let all = result(&names(), &ticket(None), &ended);
+        assert_eq!(
+            (all.exchange.as_str(), all.routing_key.as_str()),
+            ("n.results", "p.expired")
+        );
+        let properties = all.envelope.properties;
+        assert_eq!(properties.message_id.as_deref(), Some("j/1"));
+        assert_eq!(
+            (properties.kind.as_deref(), properties.correlation_id.as_deref()),
+            (Some("expired"), Some("c"))
+        );
+    }
+}

@@ -162,3 +162,193 @@ fn is_retried(retry: &Retry, status: Status, exit_code: Option<i32>) -> bool {
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+    use crate::executor::NotStarted;
+    use crate::flow::retry::Schedule;
+    use crate::message::{Attempt, JobId};
+
+    fn ticket(runs_ended: u32) -> Ticket {
+        Ticket {
+            job_id: JobId::random(),
+            attempt: Attempt {
+                runs_ended,
+                ..Attempt::FIRST
+            },
+            queued_at: None,
+            reply_to: None,
+            correlation_id: None,
+            labels: [("of".to_owned(), "test".to_owned())].into(),
+        }
+    }
+
+    fn retry(max_attempts: u32) -> Retry {
+        Retry {
+            max_attempts: NonZeroU32::new(max_attempts).unwrap(),
+            schedule: Schedule {
+                initial: Duration::from_secs(8),
+                max: Duration::from_secs(60),
+                multiplier: 2.0,
+            },
+            statuses: None,
+            exit_codes: None,
+        }
+    }
+
+    fn worker() -> WorkerInfo {
+        WorkerInfo {
+            id: "w".to_owned(),
+            host: "h".to_owned(),
+            pool: "p".to_owned(),
+            version: "0".to_owned(),
+        }
+    }
+
+    fn outcome(end: End) -> Outcome {
+        Outcome {
+            end,
+            stdout: Output::from_kept(b"out", b"", 3),
+            stderr: Output::empty(),
+            started_at: Some(Timestamp::UNIX_EPOCH),
+            finished_at: Timestamp::UNIX_EPOCH,
+            duration: Duration::from_millis(1500),
+            usage: None,
+            spawn_time: Duration::ZERO,
+            kill_time: None,
+        }
+    }
+
+    fn ended(retry: &Retry, runs_ended: u32, end: End) -> Conclusion {
+        conclude(&ticket(runs_ended), retry, outcome(end), worker())
+    }
+
+    #[test]
+    fn every_end_has_its_one_status() {
+        let missing = NotStarted {
+            kind: FailureKind::ProgramMissing,
+            message: "none".to_owned(),
+        };
+        let timed_out = End::TimedOut {
+            exit_code: Some(0),
+            signal: None,
+        };
+        for (end, status, exit_code, kind) in [
+            (End::Exited(0), Status::Succeeded, Some(0), None),
+            (End::Exited(3), Status::Failed, Some(3), None),
+            (
+                End::Signaled(SignalName::KILL),
+                Status::Signaled,
+                None,
+                Some(FailureKind::Signaled),
+            ),
+            (timed_out, Status::TimedOut, Some(0), Some(FailureKind::TimedOut)),
+            (End::Cancelled, Status::Cancelled, None, Some(FailureKind::Cancelled)),
+            (
+                End::NotStarted(missing),
+                Status::NotStarted,
+                None,
+                Some(FailureKind::ProgramMissing),
+            ),
+        ] {
+            let result = ended(&retry(1), 0, end).result;
+            assert_eq!((result.status, result.exit_code), (status, exit_code));
+            assert_eq!(result.error.map(|error| error.kind), kind, "{status}");
+            assert!(result.is_final);
+            assert_eq!(result.duration_ms, 1500);
+            assert_eq!(result.stdout.text, "out");
+            assert_eq!(result.labels["of"], "test");
+        }
+    }
+
+    #[test]
+    fn a_failure_that_asked_for_no_retry_is_a_result_and_no_dead_letter() {
+        assert_eq!(ended(&retry(1), 0, End::Exited(1)).next, Next::Done);
+    }
+
+    #[test]
+    fn a_failure_is_retried_until_its_runs_are_used_up_and_then_dead_lettered() {
+        for (runs_ended, is_final) in [(0, false), (1, false), (2, true)] {
+            let Conclusion { result, next } = ended(&retry(3), runs_ended, End::Exited(1));
+            assert_eq!(result.is_final, is_final, "after {runs_ended} runs");
+            match next {
+                Next::Retry(wait) => {
+                    let middle = Duration::from_secs(8 << runs_ended);
+                    assert!(
+                        (middle / 2..=middle * 3 / 2).contains(&wait),
+                        "{wait:?} after {runs_ended} runs"
+                    );
+                    assert!(!is_final);
+                }
+                next => assert_eq!((next, is_final), (Next::DeadLetter { field: None }, true)),
+            }
+        }
+    }
+
+    #[test]
+    fn redeliveries_use_up_no_attempts() {
+        let mut ticket = ticket(0);
+        ticket.attempt = Attempt::FIRST.after_redelivery().after_redelivery();
+        let Conclusion { result, next } = conclude(&ticket, &retry(2), outcome(End::Exited(1)), worker());
+        assert_eq!(result.attempt, 3);
+        assert!(matches!(next, Next::Retry(_)), "{next:?}");
+    }
+
+    #[test]
+    fn what_is_retried_is_what_was_chosen() {
+        let chosen = |statuses: Option<&[Status]>, exit_codes: Option<&[i32]>| Retry {
+            statuses: statuses.map(<[_]>::to_vec),
+            exit_codes: exit_codes.map(<[_]>::to_vec),
+            ..retry(5)
+        };
+        let missing = || {
+            End::NotStarted(NotStarted {
+                kind: FailureKind::ProgramMissing,
+                message: String::new(),
+            })
+        };
+        let is_retried = |retry: &Retry, end| matches!(ended(retry, 0, end).next, Next::Retry(_));
+
+        let usual = chosen(None, None);
+        assert!(is_retried(&usual, End::Exited(1)));
+        assert!(is_retried(&usual, End::Signaled(SignalName::TERM)));
+        assert!(!is_retried(&usual, End::Exited(0)));
+        assert!(!is_retried(&usual, missing()));
+
+        let by_status = chosen(Some(&[Status::NotStarted]), None);
+        assert!(is_retried(&by_status, missing()));
+        assert!(!is_retried(&by_status, End::Exited(1)));
+
+        let by_code = chosen(None, Some(&[75]));
+        assert!(is_retried(&by_code, End::Exited(75)));
+        assert!(!is_retried(&by_code, End::Exited(1)));
+        assert!(!is_retried(&by_code, End::Signaled(SignalName::TERM)));
+
+        let success = chosen(Some(&[Status::Succeeded]), Some(&[0]));
+        assert!(
+            !is_retried(&success, End::Exited(0)),
+            "a success is the end, whatever was chosen"
+        );
+    }
+
+    #[test]
+    fn only_what_will_never_run_is_a_dead_letter() {
+        let refusal = || Refusal {
+            kind: FailureKind::InvalidJob,
+            field: Some("timeout".to_owned()),
+            message: "timeout: …".to_owned(),
+        };
+        for status in [Status::Rejected, Status::Lost, Status::Expired, Status::Cancelled] {
+            let Conclusion { result, next } = refuse(&ticket(0), status, refusal(), Timestamp::UNIX_EPOCH, worker());
+            let dead = matches!(status, Status::Rejected | Status::Lost);
+            assert_eq!(matches!(next, Next::DeadLetter { field: Some(_) }), dead, "{status}");
+            assert_eq!(
+                (result.status, result.is_final, result.started_at),
+                (status, true, None)
+            );
+        }
+    }
+}
