@@ -4,7 +4,8 @@ use clap::{Args, ValueEnum};
 
 use super::exit::{Exit, Failure};
 use super::print;
-use crate::{config, message};
+use crate::config;
+use crate::message;
 
 #[derive(Args)]
 pub(super) struct SchemaArgs {

@@ -72,8 +72,10 @@ pub struct Job {
     /// Environment variables, added to the pool's. A name isn't empty and has no `=`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(
-        inner(regex(pattern = NO_NUL)),
-        extend("propertyNames" = { "pattern": r"^[^=\x00]+$" }),
+        extend(
+            "additionalProperties" = { "type": "string", "pattern": NO_NUL },
+            "propertyNames" = { "pattern": r"^[^=\x00]+$" },
+        ),
     )]
     pub env: Option<BTreeMap<String, String>>,
     /// The working directory, an absolute path on the worker. Default: the pool's.
@@ -119,10 +121,11 @@ pub struct Job {
     pub expires_at: Option<Timestamp>,
     /// At most 16 pairs of the producer's own, echoed in the result. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        inner(regex(pattern = NO_NUL)),
-        extend("propertyNames" = { "pattern": NO_NUL }, "maxProperties" = Job::MAX_LABELS),
-    )]
+    #[schemars(extend(
+        "additionalProperties" = { "type": "string", "pattern": NO_NUL },
+        "propertyNames" = { "pattern": NO_NUL },
+        "maxProperties" = Job::MAX_LABELS,
+    ))]
     pub labels: Option<BTreeMap<String, String>>,
     /// What the command and everything it starts may use. Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
