@@ -92,10 +92,11 @@ impl<T: Transport> Worker<T> {
     pub fn children(&self, pool: &Arc<Pool>) -> Vec<Child> {
         let capacity = usize::from(pool.prefetch);
         let (deliveries, taken) = self.channels.bounded("deliveries", capacity);
+        let pipeline = Arc::new(Pipeline::new(self, pool));
         let dispatcher = Arc::new(Dispatcher {
             pool: pool.clone(),
             deliveries: Mutex::new(taken),
-            pipeline: Arc::new(Pipeline::new(self, pool)),
+            pipeline: pipeline.clone(),
             tasks: self.tasks.clone(),
         });
         let intake = Arc::new(Intake {
@@ -104,6 +105,7 @@ impl<T: Transport> Worker<T> {
             queue: self.names.pool_queue(&pool.name),
             topology: Arc::new(Topology::new(&self.names, [&*pool.name])),
             deliveries,
+            pipeline,
             observer: self.observer.clone(),
             ending: self.ending.clone(),
         });
@@ -152,7 +154,7 @@ impl Ending {
         }))
     }
 
-    /// Running jobs that were killed and given back.
+    /// Jobs that were begun and given back: their command was killed, or their result was not confirmed.
     #[must_use]
     pub fn cut(&self) -> u32 {
         self.0.cut.load(Ordering::Relaxed)

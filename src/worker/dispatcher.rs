@@ -4,6 +4,7 @@
 //! session that was lost are still ending.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
@@ -13,8 +14,9 @@ use crate::flow::channel::Receiver;
 use crate::supervise::{Outcome, Shutdown, TaskAccounts, TaskEnd, TaskError, TaskGroup};
 use crate::transport::{Delivery, Transport};
 
-/// How long jobs may take to end once they are told to end now: killing, reaping and giving back.
-const ABORT_GRACE: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long jobs may take to end once they are told to end now: killing, reaping and giving back. Shorter than the
+/// time after which the supervisor cuts the dispatcher off.
+const ABORT_GRACE: Duration = Duration::from_secs(3);
 
 pub(super) struct Dispatcher<T> {
     pub(super) pool: Arc<Pool>,

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::Ending;
 use super::event::{Event, Observer};
+use super::pipeline::Pipeline;
 use crate::config::Pool;
 use crate::flow::channel::Sender;
 use crate::flow::retry::{Backoff, RECONNECT_MAX};
@@ -30,6 +31,8 @@ pub(super) struct Intake<T> {
     pub(super) queue: String,
     pub(super) topology: Arc<Topology>,
     pub(super) deliveries: Sender<Delivery>,
+    /// Knows how to give back what was not handed on.
+    pub(super) pipeline: Arc<Pipeline<T>>,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) ending: Ending,
 }
@@ -90,8 +93,7 @@ impl<T: Transport> Intake<T> {
         }
         subscription.cancel().await;
         while let Some(delivery) = subscription.next().await {
-            // A failure means that the session is gone, and the job is back in its queue all the same.
-            let _ = delivery.give_back().await;
+            self.pipeline.hand_back(delivery).await;
         }
     }
 

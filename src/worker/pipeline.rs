@@ -132,7 +132,8 @@ impl<T: Transport> Pipeline<T> {
         run
     }
 
-    /// A running job that was killed because the worker stops at once.
+    /// A job that the worker had begun with when it had to stop at once: its command was killed, or its result was
+    /// not confirmed.
     async fn cut(&self, delivery: Delivery, ticket: &Ticket) {
         self.ending.count_cut();
         self.tell(Event::JobGivenBack {
@@ -151,10 +152,10 @@ impl<T: Transport> Pipeline<T> {
     /// Result, then what comes after it, then the ack.
     async fn conclude(&self, delivery: Delivery, ticket: &Ticket, conclusion: Conclusion, stop: &Shutdown) {
         let Conclusion { result, next } = conclusion;
-        if !self.publish_result(ticket, &result, stop).await
-            || !self.follow_up(&delivery, ticket, &result, next, stop).await
-        {
-            return; // the worker stops at once: the delivery is dropped, and so given back
+        let done = self.publish_result(ticket, &result, stop).await
+            && self.follow_up(&delivery, ticket, &result, next, stop).await;
+        if !done {
+            return self.cut(delivery, ticket).await; // the worker stops at once
         }
         self.tell_finished(&result);
         settled(delivery.ack().await);
