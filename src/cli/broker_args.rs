@@ -4,11 +4,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::time::Instant;
 
 use super::exit::{Exit, Failure};
+use crate::flow::retry::Backoff;
 use crate::message::Span;
-use crate::transport::TransportError;
 use crate::transport::amqp::{Addresses, Amqp, AmqpConfig};
+use crate::transport::{PublishError, TransportError};
+
+/// The waits between a client's attempts.
+const RETRY_INITIAL: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(1);
 
 const DEFAULT_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
 
@@ -36,8 +42,91 @@ pub(super) struct ConnectArgs {
 }
 
 impl ConnectArgs {
-    pub(super) fn timeout(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         self.connect_timeout.get()
+    }
+
+    /// The patience of a client that begins now.
+    pub(super) fn patience(&self) -> Patience {
+        Patience {
+            limit: self.connect_timeout,
+            deadline: Instant::now() + self.timeout(),
+        }
+    }
+}
+
+/// How long a client goes on trying to use a broker that is away, over all that it does.
+pub(super) struct Patience {
+    limit: Span,
+    deadline: Instant,
+}
+
+impl Patience {
+    /// Does `work` again and again until it succeeds, fails for good, or the time is over.
+    pub(super) async fn persist<T, E: ClientError>(
+        &self,
+        mut work: impl AsyncFnMut() -> Result<T, E>,
+    ) -> Result<T, Failure> {
+        let mut backoff = Backoff::new(RETRY_INITIAL, RETRY_MAX);
+        let mut last = None;
+        let trying = async {
+            loop {
+                match work().await {
+                    Ok(done) => return Ok(done),
+                    Err(error) if !error.is_transient() => return Err(error.into_failure()),
+                    Err(error) => last = Some(error),
+                }
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        };
+        match tokio::time::timeout_at(self.deadline, trying).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.gave_up(last)),
+        }
+    }
+
+    fn gave_up(&self, last: Option<impl ClientError>) -> Failure {
+        let limit = self.limit;
+        let Some(error) = last else {
+            let message = format!("the broker did not answer within {limit} (--connect-timeout)");
+            return Failure::new(Exit::Unavailable, message);
+        };
+        let failure = error.into_failure();
+        let message = format!("{}; gave up after {limit} (--connect-timeout)", failure.message);
+        Failure::new(Exit::Unavailable, message)
+    }
+}
+
+/// An error that a client meets at a broker.
+pub(super) trait ClientError {
+    /// Whether trying again may help.
+    fn is_transient(&self) -> bool;
+
+    /// What to say and how to exit.
+    fn into_failure(self) -> Failure;
+}
+
+impl ClientError for TransportError {
+    fn is_transient(&self) -> bool {
+        Self::is_transient(self)
+    }
+
+    fn into_failure(self) -> Failure {
+        broker_failure(&self)
+    }
+}
+
+impl ClientError for PublishError {
+    fn is_transient(&self) -> bool {
+        Self::is_transient(self)
+    }
+
+    fn into_failure(self) -> Failure {
+        match self {
+            Self::Transport(error) => error.into_failure(),
+            Self::Unroutable { .. } => Failure::new(Exit::Config, format!("failed to {self}")),
+            Self::Refused { .. } | Self::Unknown { .. } => Failure::new(Exit::Unavailable, format!("failed to {self}")),
+        }
     }
 }
 
@@ -86,7 +175,7 @@ pub(super) fn broker_failure(error: &TransportError) -> Failure {
         }
     };
     let hint = match error {
-        TransportError::Unreachable { .. } => "; is it running, and is --amqp-url right?",
+        TransportError::Unreachable { .. } => "; check that it runs and that --amqp-url is right",
         _ => "",
     };
     Failure::new(exit, format!("failed to {error}{hint}"))

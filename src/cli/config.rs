@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::broker_args::{BrokerArgs, ConnectArgs, broker_failure};
+use super::broker_args::{BrokerArgs, ConnectArgs};
 use super::exit::{Exit, Failure};
 use super::{print, worker};
 use crate::config::{Loaded, Overrides};
@@ -108,10 +108,10 @@ async fn apply(args: &ApplyArgs) -> Result<Exit, Failure> {
     let names = Names::new(args.broker.namespace.clone());
     let topology = Topology::new(&names, loaded.iter().map(|loaded| &*loaded.pool.name));
     let broker = args.broker.client(&args.connect)?;
-    broker
-        .declare(&topology, Declare::Active)
-        .await
-        .map_err(|error| broker_failure(&error))?;
+    let patience = args.connect.patience();
+    patience
+        .persist(async || broker.declare(&topology, Declare::Active).await)
+        .await?;
     broker.close().await;
     for exchange in &topology.exchanges {
         out(&format!("exchange {} ({})", exchange.name, exchange.kind.as_str()))?;

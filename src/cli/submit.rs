@@ -5,19 +5,15 @@ use std::time::Duration;
 use clap::Args;
 use jiff::Timestamp;
 
-use super::broker_args::{BrokerArgs, ConnectArgs, broker_failure};
+use super::broker_args::{BrokerArgs, ConnectArgs, Patience};
 use super::exit::{Exit, Failure};
 use super::job_args::JobArgs;
 use super::{print, run as local};
-use crate::flow::retry::{Backoff, RECONNECT_MAX};
 use crate::message::envelope::JSON;
 use crate::message::{Envelope, Job, JobId, JobResult, Properties, Span};
 use crate::transport::amqp::Amqp;
 use crate::transport::topology::Names;
-use crate::transport::{Delivery, Publication, PublishError, Routing, Subscription, Transport};
-
-/// The first wait after a publish whose outcome is unknown.
-const RETRY_INITIAL: Duration = Duration::from_millis(100);
+use crate::transport::{Delivery, Publication, Routing, Subscription, Transport};
 
 /// Publish one job.
 ///
@@ -60,7 +56,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
         names: Names::new(args.broker.namespace.clone()),
         pool: args.pool,
         priority: args.priority,
-        patience: args.connect.timeout(),
+        patience: args.connect.patience(),
         json: args.json,
     };
     let exit = if args.wait {
@@ -79,8 +75,7 @@ struct Client {
     names: Names,
     pool: String,
     priority: Option<u8>,
-    /// How long publishing may take in all.
-    patience: Duration,
+    patience: Patience,
     json: bool,
 }
 
@@ -97,8 +92,7 @@ impl Client {
     }
 
     async fn submit_and_wait(&self, job: &Job, id: &JobId, limit: Option<Duration>) -> Result<Exit, Failure> {
-        let opened = self.in_time(self.broker.inbox()).await?;
-        let (reply_to, mut inbox) = opened.map_err(|error| broker_failure(&error))?;
+        let (reply_to, mut inbox) = self.patience.persist(async || self.broker.inbox().await).await?;
         self.publish(job, id, Some(reply_to)).await?;
         let result = match limit {
             None => self.final_result(&mut inbox, id).await?,
@@ -117,32 +111,20 @@ impl Client {
 
     /// Publishes until confirmed or out of patience, always under the same id.
     async fn publish(&self, job: &Job, id: &JobId, reply_to: Option<String>) -> Result<(), Failure> {
-        self.in_time(self.check_pool()).await??;
+        self.check_pool().await?;
         let publication = self.publication(job, id, reply_to);
-        let mut backoff = Backoff::new(RETRY_INITIAL, RECONNECT_MAX);
-        let published = async {
-            loop {
-                match self.broker.publish(&publication).await {
-                    Ok(()) => return Ok(()),
-                    Err(PublishError::Transport(error)) => return Err(broker_failure(&error)),
-                    Err(error @ PublishError::Unroutable { .. }) => {
-                        return Err(Failure::new(Exit::Config, format!("failed to {error}")));
-                    }
-                    Err(_) => tokio::time::sleep(backoff.next_delay()).await,
-                }
-            }
-        };
-        self.in_time(published).await?
+        self.patience
+            .persist(async || self.broker.publish(&publication).await)
+            .await
     }
 
     /// A job for a pool that nobody serves would wait for ever in the dead letters: say so before it is published.
     async fn check_pool(&self) -> Result<(), Failure> {
         let queue = self.names.pool_queue(&self.pool);
         let found = self
-            .broker
-            .queue_depth(&queue)
-            .await
-            .map_err(|error| broker_failure(&error))?;
+            .patience
+            .persist(async || self.broker.queue_depth(&queue).await)
+            .await?;
         if found.is_some() {
             return Ok(());
         }
@@ -152,15 +134,6 @@ impl Client {
             self.pool
         );
         Err(Failure::new(Exit::Config, message))
-    }
-
-    async fn in_time<F: Future>(&self, work: F) -> Result<F::Output, Failure> {
-        let limit = self.patience;
-        tokio::time::timeout(limit, work).await.map_err(|_| {
-            let limit = Span::from(limit);
-            let message = format!("the broker did not answer within {limit} (--connect-timeout)");
-            Failure::new(Exit::Unavailable, message)
-        })
     }
 
     fn publication(&self, job: &Job, id: &JobId, reply_to: Option<String>) -> Publication {

@@ -44,8 +44,7 @@ impl<T: Transport> Dispatcher<T> {
                 },
             }
         }
-        self.give_back_waiting(&mut deliveries).await;
-        self.finish(&mut jobs, &stop).await
+        self.finish(&mut deliveries, &mut jobs, &stop).await
     }
 
     fn start(&self, jobs: &mut TaskGroup, place: OwnedSemaphorePermit, delivery: Delivery, stop: &Shutdown) {
@@ -59,16 +58,23 @@ impl<T: Transport> Dispatcher<T> {
         });
     }
 
-    async fn give_back_waiting(&self, deliveries: &mut Receiver<Delivery>) {
-        while let Ok(delivery) = deliveries.try_recv() {
-            self.pipeline.hand_back(delivery).await;
-        }
-    }
-
-    /// Waits for the jobs in hand, then has them killed and given back.
-    async fn finish(&self, jobs: &mut TaskGroup, stop: &Shutdown) -> Result<(), TaskError> {
+    /// Gives back what waits, waits for the jobs in hand, then has them killed and given back.
+    async fn finish(
+        &self,
+        deliveries: &mut Receiver<Delivery>,
+        jobs: &mut TaskGroup,
+        stop: &Shutdown,
+    ) -> Result<(), TaskError> {
+        let in_good_order = async {
+            while let Ok(delivery) = deliveries.try_recv() {
+                self.pipeline.hand_back(delivery, stop).await;
+            }
+            while let Some(end) = jobs.next_end().await {
+                report(&end);
+            }
+        };
         tokio::select! {
-            () = all_ended(jobs) => return Ok(()),
+            () = in_good_order => return Ok(()),
             () = tokio::time::sleep(self.pool.stop_grace) => stop.abort(),
             () = stop.aborting() => {}
         }
@@ -91,12 +97,6 @@ async fn next(
     let place = places.clone().acquire_owned().await.ok()?;
     let delivery = deliveries.recv().await?;
     Some((place, delivery))
-}
-
-async fn all_ended(jobs: &mut TaskGroup) {
-    while let Some(end) = jobs.next_end().await {
-        report(&end);
-    }
 }
 
 /// A job's failure is a result; what gets here is a bug. Its delivery went back when its task was dropped.

@@ -22,6 +22,8 @@ use crate::transport::{Delivery, Subscribe, Subscription, Transport, TransportEr
 const RECONNECT_INITIAL: Duration = Duration::from_millis(200);
 /// A consumer that lived this long was well: the next loss begins with a short wait again.
 const WELL: Duration = Duration::from_secs(5);
+/// How long giving back in good order may take; a broker that does not answer must not hold up the stop.
+const GIVE_BACK_GRACE: Duration = Duration::from_secs(3);
 /// What settling may need on top of the longest run and its grace before the broker takes a delivery away.
 const SETTLE_MARGIN: Duration = Duration::from_secs(300);
 
@@ -39,6 +41,20 @@ pub(super) struct Intake<T> {
 
 impl<T: Transport> Intake<T> {
     pub(super) async fn run(self: Arc<Self>, shutdown: Shutdown) -> Result<(), TaskError> {
+        // All pools stop taking jobs at once; the tree tells one after the other, each when the last has finished.
+        let stop = shutdown.child();
+        let told_with_all = async {
+            self.ending.draining().await;
+            stop.drain();
+            std::future::pending().await
+        };
+        tokio::select! {
+            ended = self.take(&stop) => ended,
+            never = told_with_all => never,
+        }
+    }
+
+    async fn take(&self, shutdown: &Shutdown) -> Result<(), TaskError> {
         let request = self.request();
         let mut backoff = Backoff::new(RECONNECT_INITIAL, RECONNECT_MAX);
         let mut was_live = false;
@@ -51,16 +67,16 @@ impl<T: Transport> Intake<T> {
                 Ok(subscription) => {
                     let since = Instant::now();
                     was_live = true;
-                    self.consume(subscription, &shutdown).await;
+                    self.consume(subscription, shutdown).await;
                     if since.elapsed() >= WELL {
                         backoff.reset();
                     }
                     "the consumer has ended".to_owned()
                 }
-                Err(error) if was_live || error.is_transient() => error.to_string(),
+                Err(error) if was_live || error.is_transient() => format!("failed to {error}"),
                 Err(error) => return self.give_up(error),
             };
-            self.wait(reason, &mut backoff, &shutdown).await;
+            self.wait(reason, &mut backoff, shutdown).await;
         }
         Ok(())
     }
@@ -91,9 +107,15 @@ impl<T: Transport> Intake<T> {
                 sent = self.deliveries.send(delivery) => if sent.is_err() { return },
             }
         }
+        // Over time the rest is dropped with its subscription, and so given back as well, though marked as redelivered.
+        let _ = tokio::time::timeout(GIVE_BACK_GRACE, self.give_back_rest(&mut subscription, shutdown)).await;
+    }
+
+    /// Takes what is still on its way and gives it back.
+    async fn give_back_rest(&self, subscription: &mut T::Subscription, shutdown: &Shutdown) {
         subscription.cancel().await;
         while let Some(delivery) = subscription.next().await {
-            self.pipeline.hand_back(delivery).await;
+            self.pipeline.hand_back(delivery, shutdown).await;
         }
     }
 
@@ -115,7 +137,7 @@ impl<T: Transport> Intake<T> {
     fn give_up(&self, error: TransportError) -> Result<(), TaskError> {
         self.tell(Event::ConsumerLost {
             pool: self.pool.name.clone(),
-            reason: error.to_string(),
+            reason: format!("failed to {error}"),
             retry_in: None,
         });
         self.ending.fail(error);

@@ -60,8 +60,14 @@ impl<T: Transport> Outbox<T> {
         }
     }
 
-    /// Publishes once; whether it is confirmed.
-    pub(super) async fn try_deliver(&self, publication: &Publication) -> bool {
-        self.transport.publish(publication).await.is_ok()
+    /// Publishes once; whether it is confirmed before the worker has to stop at once.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: a publish that is dropped has an unknown outcome.
+    pub(super) async fn try_deliver(&self, publication: &Publication, stop: &Shutdown) -> bool {
+        tokio::select! {
+            () = stop.aborting() => false,
+            published = self.transport.publish(publication) => published.is_ok(),
+        }
     }
 }

@@ -72,7 +72,7 @@ impl<T: Transport> Pipeline<T> {
 
     /// Gives back a job that was not started. A nack would count as a redelivery, and a worker that stops in good
     /// order is none: the job is published again as it was, and this delivery of it is acked.
-    pub(super) async fn hand_back(&self, delivery: Delivery) {
+    pub(super) async fn hand_back(&self, delivery: Delivery, stop: &Shutdown) {
         self.ending.count_given_back();
         self.tell(Event::JobGivenBack {
             pool: self.pool.name.clone(),
@@ -81,7 +81,7 @@ impl<T: Transport> Pipeline<T> {
         });
         let unstarted = outgoing::unstarted(&self.names, &self.pool.name, &delivery.envelope);
         // A redelivered job has yet to be counted, so it must keep its mark.
-        if !delivery.redelivered && delivery.is_live() && self.outbox.try_deliver(&unstarted).await {
+        if !delivery.redelivered && delivery.is_live() && self.outbox.try_deliver(&unstarted, stop).await {
             settled(delivery.ack().await);
         } else {
             settled(delivery.give_back().await);
@@ -91,7 +91,7 @@ impl<T: Transport> Pipeline<T> {
     async fn run(&self, delivery: Delivery, ticket: Ticket, plan: Plan, stop: &Shutdown) {
         let slot = tokio::select! {
             biased; // a free slot must not win over the drain
-            () = self.ending.draining() => return self.hand_back(delivery).await,
+            () = self.ending.draining() => return self.hand_back(delivery, stop).await,
             slot = self.slots.take() => slot,
         };
         let now = Timestamp::now();

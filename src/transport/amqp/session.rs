@@ -32,21 +32,26 @@ impl Connector {
     /// Connects to the first host that lets us in, beginning with the one after the last that failed.
     ///
     /// # Errors
-    /// [`TransportError::LoginRefused`] as soon as one host says so, else the last host's error.
+    /// [`TransportError::LoginRefused`] as soon as one host says so, else what each of them said.
     ///
     /// # Cancel safety
     /// Cancel safe as far as lapin is: an abandoned handshake leaks a thread until its socket ends.
     pub(super) async fn connect(&self, purpose: &str) -> Result<Session, TransportError> {
-        let mut last = None;
-        for _ in self.config.addresses.uris() {
+        let mut reasons = Vec::new();
+        let uris = self.config.addresses.uris();
+        for _ in uris {
             match self.connect_next(purpose).await {
                 Ok(session) => return Ok(session),
-                Err(error @ TransportError::LoginRefused { .. }) => return Err(error),
-                Err(error) => last = Some(error),
+                Err(error @ TransportError::Unreachable { .. }) if uris.len() == 1 => return Err(error),
+                Err(TransportError::Unreachable { host, reason }) => reasons.push(format!("{host}: {reason}")),
+                Err(error) => return Err(error),
             }
             self.next.fetch_add(1, Ordering::Relaxed);
         }
-        Err(last.unwrap_or_else(|| self.unreachable("the list of hosts is empty".to_owned())))
+        Err(TransportError::Unreachable {
+            host: self.config.addresses.hosts(),
+            reason: reasons.join("; "),
+        })
     }
 
     async fn connect_next(&self, purpose: &str) -> Result<Session, TransportError> {
@@ -73,13 +78,6 @@ impl Connector {
                     reason: format!("no answer within {waited:?}"),
                 })
             }
-        }
-    }
-
-    fn unreachable(&self, reason: String) -> TransportError {
-        TransportError::Unreachable {
-            host: self.config.addresses.hosts(),
-            reason,
         }
     }
 }

@@ -70,7 +70,7 @@ struct Declarer<'a> {
 
 impl Declarer<'_> {
     async fn exchange(&mut self, exchange: &Exchange, how: Declare) -> Result<(), TransportError> {
-        let operation = format!("declare exchange {:?}", exchange.name);
+        let operation = operation(how, "exchange", &exchange.name);
         match self.try_exchange(exchange, how).await? {
             Err(error) if is_conflict(how, &error) => {
                 self.after_conflict(&operation, &error).await?;
@@ -82,7 +82,7 @@ impl Declarer<'_> {
     }
 
     async fn queue(&mut self, queue: &Queue, how: Declare) -> Result<(), TransportError> {
-        let operation = format!("declare queue {:?}", queue.name);
+        let operation = operation(how, "queue", &queue.name);
         match self.try_queue(queue, how).await? {
             Err(error) if is_conflict(how, &error) => {
                 self.after_conflict(&operation, &error).await?;
@@ -136,6 +136,14 @@ impl Declarer<'_> {
             .queue_declare(name, options, table(queue.arguments()))
             .await;
         Ok(declared.map(|_| ()))
+    }
+}
+
+/// What is asked of the broker; where we only look, also who makes what is missing.
+fn operation(how: Declare, what: &str, name: &str) -> String {
+    match how {
+        Declare::Active => format!("declare {what} {name:?}"),
+        Declare::Passive => format!("find {what} {name:?}, which `synthex config apply` declares"),
     }
 }
 
