@@ -41,16 +41,21 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 unexpected failure, or running jobs were cut; 2 wrong usage; 3 some job did not succeed;
-69 broker not reachable; 75 gave up waiting; 78 bad configuration. `submit --wait` exits as its job did.";
+Exit codes:
+  0   done
+  1   unexpected failure, or a worker cut running jobs
+  2   wrong usage
+  3   some job did not succeed
+  69  broker not reachable
+  75  gave up waiting
+  78  bad configuration
+`submit --wait` exits as its job did, see its help.";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run jobs on this machine alone, without RabbitMQ
+    // These three are described by their arguments: a line here would hide what is said there at length.
     Run(run::RunArgs),
-    /// Serve pools: take jobs from RabbitMQ and run them
     Worker(worker::WorkerArgs),
-    /// Publish one job
     Submit(submit::SubmitArgs),
     /// Print the JSON Schema of a message or file
     Schema(schema::SchemaArgs),
@@ -107,7 +112,7 @@ fn execute(command: Command) -> Result<Exit, Failure> {
             Command::Run(args) => run::run(args).await,
             Command::Worker(args) => worker::run(args).await,
             Command::Submit(args) => submit::run(args).await,
-            Command::Schema(args) => schema::run(&args),
+            Command::Schema(args) => schema::run(&args).await,
             Command::Config(command) => config::run(command).await,
         }
     });

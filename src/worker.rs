@@ -98,6 +98,7 @@ impl<T: Transport> Worker<T> {
             deliveries: Mutex::new(taken),
             pipeline: pipeline.clone(),
             tasks: self.tasks.clone(),
+            ending: self.ending.clone(),
         });
         let intake = Arc::new(Intake {
             pool: pool.clone(),

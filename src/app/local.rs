@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -22,12 +23,16 @@ use crate::transport::{Delivery, Publication, Routing, Subscription, Transport};
 
 /// Most jobs that are queued or running, over what the pool's prefetch needs to be busy.
 const IN_FLIGHT: usize = 1024;
+/// How long results may still be written once a run was stopped and all its jobs have ended.
+const LAST_RESULTS: Duration = Duration::from_secs(5);
 /// The namespace of a broker that nobody else sees.
 const NAMESPACE: &str = "synthex";
 
 /// A job to run, still unread.
 #[derive(Clone, Debug)]
 pub struct Submission {
+    /// Its id, unless it brings its own.
+    pub id: JobId,
     /// Where it comes from, for messages: `jobs.jsonl:3`.
     pub origin: String,
     /// The job as JSON.
@@ -48,11 +53,14 @@ pub trait Source: Send {
 
 /// Where results go.
 pub trait Sink: Send {
-    /// Takes a result of the job that came from `origin`.
+    /// Takes a result of the job that came from `origin`. May take as long as it likes: that holds jobs back.
     ///
     /// # Errors
     /// When it cannot be written; the run is stopped then.
-    fn result(&mut self, origin: &str, result: &JobResult) -> io::Result<()>;
+    ///
+    /// # Cancel safety
+    /// Dropped when the run is to end at once; the result may be lost then.
+    fn result(&mut self, origin: &str, result: &JobResult) -> impl Future<Output = io::Result<()>> + Send;
 }
 
 /// How a local run ended.
@@ -94,6 +102,7 @@ pub async fn run(
         in_flight,
         published: 0,
         exhausted: false,
+        failed: None,
     };
     let parts = Parts::new(std::slice::from_ref(&pool))?;
     let listener = parts.bind(metrics_addr).await?;
@@ -107,9 +116,16 @@ pub async fn run(
             report
         },
         async {
-            let outcome = desk.work(&shutdown, &stopped).await;
-            shutdown.drain();
-            outcome.err()
+            let outcome = tokio::select! {
+                outcome = desk.work(&shutdown, &stopped) => outcome,
+                () = shutdown.aborting() => Ok(()),
+                () = async { stopped.cancelled().await; tokio::time::sleep(LAST_RESULTS).await } => Ok(()),
+            };
+            match outcome {
+                Ok(()) => shutdown.drain(),
+                Err(_) => shutdown.abort(), // nobody takes what runs would end with
+            }
+            outcome.err().or_else(|| desk.failed.take())
         },
     );
     Ok(LocalEnd {
@@ -136,6 +152,8 @@ struct Desk<Src, Snk> {
     in_flight: usize,
     published: u64,
     exhausted: bool,
+    /// Why the source gave no more.
+    failed: Option<io::Error>,
 }
 
 impl<Src: Source, Snk: Sink> Desk<Src, Snk> {
@@ -144,7 +162,11 @@ impl<Src: Source, Snk: Sink> Desk<Src, Snk> {
             let wants_more = !self.exhausted && self.open.len() < self.in_flight;
             tokio::select! {
                 Some(delivery) = self.inbox.next() => self.take(delivery).await?,
-                job = self.source.next(), if wants_more => self.give(job?).await?,
+                job = self.source.next(), if wants_more => match job {
+                    Ok(job) => self.give(job).await?,
+                    // The jobs before it still have their results.
+                    Err(error) => (self.exhausted, self.failed) = (true, Some(error)),
+                },
                 () = shutdown.draining(), if !self.exhausted => self.exhausted = true,
                 () = stopped.cancelled() => return self.take_rest().await,
             }
@@ -161,21 +183,21 @@ impl<Src: Source, Snk: Sink> Desk<Src, Snk> {
     }
 
     async fn give(&mut self, submission: Option<Submission>) -> io::Result<()> {
-        let Some(Submission { origin, body }) = submission else {
+        let Some(Submission { id, origin, body }) = submission else {
             self.exhausted = true;
             return Ok(());
         };
         self.published += 1;
         let correlation_id = format!("{:020}", self.published);
         self.open.insert(correlation_id.clone(), origin);
-        let publication = self.job(correlation_id, body);
+        let publication = self.job(&id, correlation_id, body);
         self.broker.publish(&publication).await.map_err(io::Error::other)
     }
 
-    fn job(&self, correlation_id: String, body: Bytes) -> Publication {
+    fn job(&self, id: &JobId, correlation_id: String, body: Bytes) -> Publication {
         let properties = Properties {
             content_type: Some(JSON.to_owned()),
-            message_id: Some(JobId::random().to_string()),
+            message_id: Some(id.to_string()),
             correlation_id: Some(correlation_id),
             reply_to: Some(self.reply_to.clone()),
             timestamp: u64::try_from(Timestamp::now().as_second()).ok(),
@@ -193,7 +215,7 @@ impl<Src: Source, Snk: Sink> Desk<Src, Snk> {
         let correlation_id = delivery.envelope.properties.correlation_id.clone().unwrap_or_default();
         let result = JobResult::decode(&delivery.envelope.body).map_err(io::Error::other)?;
         let origin = self.open.get(&correlation_id).map_or("", String::as_str);
-        self.sink.result(origin, &result)?;
+        self.sink.result(origin, &result).await?;
         if result.is_final {
             self.open.remove(&correlation_id);
         }

@@ -19,6 +19,7 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 const DEFAULT_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
 
 #[derive(Args)]
+#[command(next_help_heading = "Broker")]
 pub(super) struct BrokerArgs {
     /// The broker: amqp://user:password@host:port/vhost; several hosts separated by commas [default:
     /// amqp://guest:guest@127.0.0.1:5672/%2f]
@@ -35,6 +36,7 @@ pub(super) struct BrokerArgs {
 }
 
 #[derive(Args)]
+#[command(next_help_heading = "Broker")]
 pub(super) struct ConnectArgs {
     /// How long to try to reach the broker before giving up
     #[arg(long, value_name = "DURATION", default_value = "10s")]
@@ -88,7 +90,7 @@ impl Patience {
     fn gave_up(&self, last: Option<impl ClientError>) -> Failure {
         let limit = self.limit;
         let Some(error) = last else {
-            let message = format!("the broker did not answer within {limit} (--connect-timeout)");
+            let message = format!("the broker of --amqp-url did not answer within {limit} (--connect-timeout)");
             return Failure::new(Exit::Unavailable, message);
         };
         let failure = error.into_failure();
@@ -141,10 +143,13 @@ impl BrokerArgs {
         Addresses::parse(&url).map_err(|error| Failure::new(Exit::Config, format!("{origin}: failed to {error}")))
     }
 
-    /// A client's transport, which gives up on a host as early as the whole client does.
+    /// A client's transport, which gives each host its share of the client's time, so that all are tried before that
+    /// is over.
     pub(super) fn client(&self, connect: &ConnectArgs) -> Result<Amqp, Failure> {
-        let mut config = AmqpConfig::new(self.addresses()?);
-        config.connect_timeout = connect.timeout();
+        let addresses = self.addresses()?;
+        let share = connect.timeout().mul_f64(0.9) / addresses.count();
+        let mut config = AmqpConfig::new(addresses);
+        config.connect_timeout = share;
         config.confirm_timeout = connect.timeout();
         Ok(Amqp::new(config))
     }

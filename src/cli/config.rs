@@ -55,35 +55,33 @@ pub(super) struct ApplyArgs {
 
 pub(super) async fn run(command: ConfigCommand) -> Result<Exit, Failure> {
     match command {
-        ConfigCommand::Check(args) => check(&args),
-        ConfigCommand::Show(args) => show(&args),
+        ConfigCommand::Check(args) => check(&args).await,
+        ConfigCommand::Show(args) => show(&args).await,
         ConfigCommand::Apply(args) => apply(&args).await,
     }
 }
 
-fn check(args: &FileArgs) -> Result<Exit, Failure> {
+async fn check(args: &FileArgs) -> Result<Exit, Failure> {
     for loaded in worker::load(&args.pools, &Overrides::default())? {
         let pool = &loaded.pool;
         out(&format!(
             "pool {}: ok ({} slots, prefetch {})",
             pool.name, pool.slots, pool.prefetch
-        ))?;
+        ))
+        .await?;
     }
     Ok(Exit::Done)
 }
 
-fn show(args: &ShowArgs) -> Result<Exit, Failure> {
+async fn show(args: &ShowArgs) -> Result<Exit, Failure> {
     let overrides = Overrides {
         slots: args.slots,
         prefetch: args.prefetch,
     };
-    for loaded in worker::load(&args.files.pools, &overrides)? {
-        if args.json {
-            out(&as_json(&loaded))?;
-        } else {
-            out(&as_table(&loaded))?;
-        }
-    }
+    let pools = worker::load(&args.files.pools, &overrides)?;
+    let (form, between): (fn(&Loaded) -> String, _) = if args.json { (as_json, "\n") } else { (as_table, "\n\n") };
+    let shown: Vec<String> = pools.iter().map(form).collect();
+    out(&shown.join(between)).await?;
     Ok(Exit::Done)
 }
 
@@ -96,11 +94,19 @@ fn as_table(loaded: &Loaded) -> String {
 
 fn as_json(loaded: &Loaded) -> String {
     let value = |value: &crate::config::Value| {
-        let entry = serde_json::json!({ "value": value.value, "origin": value.origin.to_string() });
+        let entry = serde_json::json!({ "value": json(&value.value), "origin": value.origin.to_string() });
         (value.key.clone(), entry)
     };
     let values: serde_json::Map<_, _> = loaded.values.iter().map(value).collect();
     serde_json::json!({ "pool": &*loaded.pool.name, "values": values }).to_string()
+}
+
+/// The JSON of a value that is shown as TOML; what is hidden is no TOML, and stays text.
+fn json(shown: &str) -> serde_json::Value {
+    let table: Option<toml::Table> = format!("value = {shown}").parse().ok();
+    let value = table.and_then(|mut table| table.remove("value"));
+    let json = value.and_then(|value| serde_json::to_value(value).ok());
+    json.unwrap_or_else(|| shown.into())
 }
 
 async fn apply(args: &ApplyArgs) -> Result<Exit, Failure> {
@@ -114,14 +120,16 @@ async fn apply(args: &ApplyArgs) -> Result<Exit, Failure> {
         .await?;
     broker.close().await;
     for exchange in &topology.exchanges {
-        out(&format!("exchange {} ({})", exchange.name, exchange.kind.as_str()))?;
+        out(&format!("exchange {} ({})", exchange.name, exchange.kind.as_str())).await?;
     }
     for queue in &topology.queues {
-        out(&format!("queue {}", queue.name))?;
+        out(&format!("queue {}", queue.name)).await?;
     }
     Ok(Exit::Done)
 }
 
-fn out(text: &str) -> Result<(), Failure> {
-    print::line(text).map_err(|error| Failure::io("write to stdout", &error))
+async fn out(text: &str) -> Result<(), Failure> {
+    print::line(text)
+        .await
+        .map_err(|error| Failure::io("write to stdout", &error))
 }

@@ -12,7 +12,7 @@ use super::exit::{Exit, Failure};
 use crate::message::{ByteSize, Job, JobError, JobId, OutputPolicy, RetryPolicy, SignalName, Span};
 
 #[derive(Args)]
-#[command(next_help_heading = "Job")]
+#[command(next_help_heading = "Job, with -- CMD")]
 pub(super) struct JobArgs {
     /// The job's id [default: a new UUID]
     #[arg(long, value_name = "ID")]
@@ -29,10 +29,10 @@ pub(super) struct JobArgs {
     /// Run it at most this often when it fails [default: the pool's]
     #[arg(long, value_name = "N")]
     max_attempts: Option<NonZeroU32>,
-    /// Add a variable to the command's environment
+    /// Add a variable to the command's environment; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
-    /// A label that comes back in the result
+    /// A label that comes back in the result; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     label: Vec<(String, String)>,
     /// The working directory on the worker, an absolute path [default: the pool's]
@@ -45,10 +45,10 @@ pub(super) struct JobArgs {
     #[arg(long, value_name = "SIZE")]
     max_output: Option<ByteSize>,
     /// Start no earlier than this (RFC 3339)
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     not_before: Option<Timestamp>,
     /// Do not start after this (RFC 3339)
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     expires_at: Option<Timestamp>,
 }
 
@@ -96,6 +96,11 @@ fn some_map(pairs: Vec<(String, String)>) -> Option<BTreeMap<String, String>> {
 fn pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
+}
+
+fn time(text: &str) -> Result<Timestamp, String> {
+    let expected = r#"expected a time in RFC 3339 with an offset, such as "2030-01-31T12:00:00Z""#;
+    text.parse().map_err(|_| expected.to_owned())
 }
 
 fn read_stdin(file: &PathBuf) -> Result<String, Failure> {

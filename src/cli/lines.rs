@@ -9,6 +9,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader, stdin};
 
 use crate::app::local::{Source, Submission};
+use crate::message::JobId;
 
 type Reader = Box<dyn AsyncBufRead + Send + Unpin>;
 
@@ -67,6 +68,21 @@ fn named(file: &std::path::Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("failed to open {}: {error}", file.display()))
 }
 
+/// The id of a line that brings none: where it stands, so that its result tells.
+fn line_id(file: &str, number: u64) -> JobId {
+    const MAX_NAME: usize = 100; // leaves room for the number
+    let name = file.rsplit('/').next().unwrap_or_default();
+    let allowed = |c: char| {
+        if c.is_ascii_alphanumeric() || "._-".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
+    let name: String = name.chars().map(allowed).take(MAX_NAME).collect();
+    format!("{name}:{number}").parse().unwrap_or_else(|_| JobId::random())
+}
+
 impl Source for Lines {
     async fn next(&mut self) -> io::Result<Option<Submission>> {
         loop {
@@ -113,8 +129,25 @@ impl Current {
         let line = std::mem::take(&mut self.line);
         let blank = line.iter().all(u8::is_ascii_whitespace);
         (!blank).then(|| Submission {
+            id: line_id(&self.name, self.number),
             origin: format!("{}:{}", self.name, self.number),
             body: Bytes::from(line),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lines_id_tells_where_it_stands_whatever_the_files_name() {
+        assert_eq!(line_id("/tmp/my jobs.jsonl", 7).as_str(), "my-jobs.jsonl:7");
+        assert_eq!(line_id("stdin", 1).as_str(), "stdin:1");
+        let long = line_id(&"ä".repeat(300), u64::MAX);
+        assert!(
+            long.as_str().starts_with("---") && long.as_str().ends_with(":18446744073709551615"),
+            "{long}"
+        );
     }
 }

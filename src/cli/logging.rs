@@ -10,6 +10,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{fmt, registry};
 
 #[derive(Args)]
+#[command(next_help_heading = "Log")]
 pub(super) struct LogArgs {
     /// How log lines are written to stderr
     #[arg(long, global = true, value_enum, default_value_t, env = "SYNTHEX_LOG_FORMAT")]
@@ -49,8 +50,13 @@ impl LogArgs {
         } else {
             LevelFilter::OFF
         };
-        let filter = Targets::new().with_default(own).with_target("lapin", lapin);
+        let mut filter = Targets::new().with_default(own).with_target("lapin", lapin);
+        if self.quiet == 0 {
+            // Somebody who presses Ctrl-C wants to know that it arrived.
+            filter = filter.with_target("synthex::app::signals", own.max(LevelFilter::INFO));
+        }
         let layer = fmt::layer().with_writer(stderr).with_target(false);
+        hide_panics_of_lapin();
         match self.log_format {
             LogFormat::Text => registry()
                 .with(layer.with_ansi(stderr().is_terminal()).with_filter(filter))
@@ -60,6 +66,15 @@ impl LogArgs {
                 .init(),
         }
     }
+}
+
+/// lapin's own thread panics when the runtime ends while it connects. It harms nobody and tells a user nothing.
+fn hide_panics_of_lapin() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| match std::thread::current().name() {
+        Some("lapin-io-loop") => tracing::debug!("{panic}"),
+        _ => usual(panic),
+    }));
 }
 
 fn level(number: i32) -> LevelFilter {

@@ -2,44 +2,55 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
 /// Writes data to stdout.
 ///
-/// # Errors
-/// When stdout is closed.
-pub(super) fn data(bytes: &[u8]) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(bytes)?;
-    stdout.flush()
-}
-
-/// Writes a line of data to stdout.
+/// Whoever reads it may stop reading without going away, so a caller can drop this and go on; what was not written by
+/// then may be lost.
 ///
 /// # Errors
 /// When stdout is closed.
-pub(super) fn line(text: &str) -> io::Result<()> {
-    data(format!("{text}\n").as_bytes())
+pub(super) async fn data(bytes: &[u8]) -> io::Result<()> {
+    write(&mut tokio::io::stdout(), bytes).await
 }
 
-/// Writes what a command wrote to its stderr, unchanged.
+/// Writes a line of data to stdout, as [`data`] does.
+///
+/// # Errors
+/// When stdout is closed.
+pub(super) async fn line(text: &str) -> io::Result<()> {
+    data(format!("{text}\n").as_bytes()).await
+}
+
+/// Writes what a command wrote to its stderr, unchanged, as [`data`] does.
 ///
 /// # Errors
 /// When stderr is closed.
-pub(super) fn raw_error(bytes: &[u8]) -> io::Result<()> {
-    io::stderr().lock().write_all(bytes)
+pub(super) async fn raw_error(bytes: &[u8]) -> io::Result<()> {
+    write(&mut tokio::io::stderr(), bytes).await
+}
+
+async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    to.write_all(bytes).await?;
+    to.flush().await
 }
 
 /// Tells people something on stderr.
 pub(super) fn note(text: &str) {
     // Nobody is left to tell when stderr is closed.
-    let _ = raw_error(format!("synthex: {text}\n").as_bytes());
+    let _ = io::stderr().lock().write_all(format!("synthex: {text}\n").as_bytes());
 }
 
-/// Tells people on stderr what went wrong.
+/// Tells people on stderr what went wrong, all of it if it is several lines.
 pub(super) fn error(text: &str) {
     let red = if io::stderr().is_terminal() {
         ("\x1b[31m", "\x1b[0m")
     } else {
         ("", "")
     };
-    let _ = raw_error(format!("{}synthex: {text}{}\n", red.0, red.1).as_bytes());
+    for line in text.lines() {
+        let text = format!("{}synthex: {line}{}\n", red.0, red.1);
+        let _ = io::stderr().lock().write_all(text.as_bytes());
+    }
 }

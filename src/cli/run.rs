@@ -14,7 +14,10 @@ use super::worker::{config_failure, metrics_addr, start_failure};
 use super::{environment, print};
 use crate::app::local::{self, LocalEnd, Sink, Source, Submission};
 use crate::config::{self, Overrides, Pool};
-use crate::message::{Job, JobResult, Output, Status};
+use crate::message::{Job, JobId, JobResult, Output, Status};
+
+/// Of the jobs that a stopped run did not finish, so many are named.
+const SHOWN: usize = 5;
 
 /// Run jobs on this machine alone, without RabbitMQ.
 ///
@@ -23,10 +26,11 @@ use crate::message::{Job, JobResult, Output, Status};
 ///
 /// Without --pool the commands see your environment and run in your directory.
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(override_usage = "synthex run [OPTIONS] <FILE>...\n       synthex run [OPTIONS] -- <CMD>...")]
 pub(super) struct RunArgs {
     /// Files of jobs, one JSON object a line; - for stdin
-    #[arg(value_name = "FILE", required_unless_present = "command")]
+    // Such a job says for itself what the flags say for one command.
+    #[arg(value_name = "FILE", required_unless_present = "command", conflicts_with = "JobArgs")]
     files: Vec<PathBuf>,
     /// The command to run, with its arguments
     #[arg(last = true, value_name = "CMD", conflicts_with = "files")]
@@ -105,6 +109,7 @@ impl Source for Jobs {
     async fn next(&mut self) -> io::Result<Option<Submission>> {
         match self {
             Self::One(job) => Ok(job.take().map(|job| Submission {
+                id: JobId::random(),
                 origin: "command line".to_owned(),
                 body: job.encode(),
             })),
@@ -121,17 +126,18 @@ struct Printer {
 }
 
 impl Sink for &mut Printer {
-    fn result(&mut self, origin: &str, result: &JobResult) -> io::Result<()> {
+    async fn result(&mut self, origin: &str, result: &JobResult) -> io::Result<()> {
         if result.is_final {
             *self.counts.entry(result.status).or_default() += 1;
         }
         if self.json {
             let mut line = result.encode().to_vec();
             line.push(b'\n');
-            return print::data(&line);
+            print::data(&line).await?;
+        } else {
+            show(result).await?;
         }
-        show(result)?;
-        if result.status != Status::Succeeded {
+        if !self.json && result.status != Status::Succeeded {
             let origin = if self.is_batch {
                 format!(" ({origin})")
             } else {
@@ -145,30 +151,27 @@ impl Sink for &mut Printer {
 
 impl Printer {
     fn summary(&self, end: &LocalEnd) {
-        if self.json {
-            return;
+        let total: u64 = self.counts.values().sum();
+        let unfinished = &end.unfinished;
+        if self.is_batch && !self.json {
+            let counts = self.counts.iter().map(|(status, count)| format!("{count} {status}"));
+            let counts: Vec<String> = counts.collect();
+            match total {
+                0 if end.error.is_some() || !unfinished.is_empty() => {}
+                0 => print::note("no jobs"),
+                1 => print::note(&format!("1 job: {}", counts.join(", "))),
+                _ => print::note(&format!("{total} jobs: {}", counts.join(", "))),
+            }
         }
-        if self.is_batch {
-            let total: u64 = self.counts.values().sum();
-            let parts: Vec<String> = self
-                .counts
-                .iter()
-                .map(|(status, count)| format!("{count} {status}"))
-                .collect();
+        if !unfinished.is_empty() {
+            let jobs = match unfinished.len() {
+                1 => "1 job has".to_owned(),
+                count => format!("{count} jobs have"),
+            };
+            let shown = unfinished[..unfinished.len().min(SHOWN)].join(", ");
+            let more = if unfinished.len() > SHOWN { ", …" } else { "" };
             print::note(&format!(
-                "{total} jobs: {}",
-                if parts.is_empty() {
-                    "none".to_owned()
-                } else {
-                    parts.join(", ")
-                }
-            ));
-        }
-        if !end.unfinished.is_empty() {
-            let shown: Vec<&str> = end.unfinished.iter().take(5).map(String::as_str).collect();
-            let (count, shown) = (end.unfinished.len(), shown.join(", "));
-            print::note(&format!(
-                "stopped before the end: {count} jobs have no final result ({shown}, …)"
+                "stopped before the end: {jobs} no final result ({shown}{more})"
             ));
         }
     }
@@ -178,7 +181,13 @@ fn conclude(printer: &Printer, end: LocalEnd) -> Result<Exit, Failure> {
     if let Some(error) = end.error {
         return Err(match error.kind() {
             io::ErrorKind::BrokenPipe => Failure::new(Exit::Failure, "stopped: nobody reads the results any more"),
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => Failure::new(Exit::Usage, error.to_string()),
+            io::ErrorKind::NotFound => Failure::new(
+                Exit::Usage,
+                format!("{error}; a command goes after --: synthex run -- CMD"),
+            ),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => {
+                Failure::new(Exit::Usage, error.to_string())
+            }
             _ => Failure::new(Exit::Failure, error.to_string()),
         });
     }
@@ -195,9 +204,9 @@ fn conclude(printer: &Printer, end: LocalEnd) -> Result<Exit, Failure> {
 }
 
 /// Writes a job's output where the command would have written it.
-pub(super) fn show(result: &JobResult) -> io::Result<()> {
-    print::data(&bytes(&result.stdout)?)?;
-    print::raw_error(&bytes(&result.stderr)?)?;
+pub(super) async fn show(result: &JobResult) -> io::Result<()> {
+    print::data(&bytes(&result.stdout)?).await?;
+    print::raw_error(&bytes(&result.stderr)?).await?;
     for (name, output) in [("stdout", &result.stdout), ("stderr", &result.stderr)] {
         if output.truncated_bytes > 0 {
             let dropped = output.truncated_bytes;

@@ -23,12 +23,14 @@ enum What {
     Pool,
 }
 
-pub(super) fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
     let schema = match args.what {
         What::Job => message::schema::job(),
         What::Result => message::schema::result(),
         What::Pool => config::schema(),
     };
-    print::data(message::schema::render(&schema).as_bytes()).map_err(|error| Failure::io("write to stdout", &error))?;
+    print::data(message::schema::render(&schema).as_bytes())
+        .await
+        .map_err(|error| Failure::io("write to stdout", &error))?;
     Ok(Exit::Done)
 }

@@ -87,7 +87,9 @@ impl Client {
         } else {
             id.to_string()
         };
-        print::line(&text).map_err(|error| Failure::io("write to stdout", &error))?;
+        print::line(&text)
+            .await
+            .map_err(|error| Failure::io("write to stdout", &error))?;
         Ok(Exit::Done)
     }
 
@@ -106,7 +108,7 @@ impl Client {
                     )
                 })??,
         };
-        self.show(&result)
+        self.show(&result).await
     }
 
     /// Publishes until confirmed or out of patience, always under the same id.
@@ -170,11 +172,11 @@ impl Client {
         Err(Failure::new(Exit::Unavailable, message))
     }
 
-    fn show(&self, result: &JobResult) -> Result<Exit, Failure> {
+    async fn show(&self, result: &JobResult) -> Result<Exit, Failure> {
         let shown = if self.json {
-            print::line(&String::from_utf8_lossy(&result.encode()))
+            print::line(&String::from_utf8_lossy(&result.encode())).await
         } else {
-            local::show(result)
+            local::show(result).await
         };
         shown.map_err(|error| Failure::io("write the result", &error))?;
         let exit = Exit::mirror(result);

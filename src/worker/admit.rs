@@ -177,7 +177,7 @@ fn refuse(kind: FailureKind, error: JobError) -> Refusal {
     Refusal {
         kind,
         message: error.to_string(),
-        field: Some(error.field),
+        field: Some(error.field).filter(|field| !field.is_empty()),
     }
 }
 

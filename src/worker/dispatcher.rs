@@ -3,11 +3,13 @@
 //! It outlives any number of intakes and their sessions. At most `prefetch` jobs are in hand, also while jobs of a
 //! session that was lost are still ending.
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
+use super::Ending;
 use super::pipeline::Pipeline;
 use crate::config::Pool;
 use crate::flow::channel::Receiver;
@@ -24,6 +26,7 @@ pub(super) struct Dispatcher<T> {
     pub(super) deliveries: Mutex<Receiver<Delivery>>,
     pub(super) pipeline: Arc<Pipeline<T>>,
     pub(super) tasks: TaskAccounts,
+    pub(super) ending: Ending,
 }
 
 impl<T: Transport> Dispatcher<T> {
@@ -33,10 +36,12 @@ impl<T: Transport> Dispatcher<T> {
         let mut jobs = TaskGroup::new(self.tasks.clone());
         // Jobs drain with us, but are aborted when their grace is over: their signals are their own.
         let stop = shutdown.child();
+        let mut grace = pin!(self.grace(&shutdown));
         loop {
             let next = next(&places, &mut deliveries);
             tokio::select! {
                 () = shutdown.draining() => break,
+                () = &mut grace, if !stop.is_aborting() => stop.abort(),
                 Some(end) = jobs.next_end(), if !jobs.is_empty() => report(&end),
                 next = next => match next {
                     Some((place, delivery)) => self.start(&mut jobs, place, delivery, &stop),
@@ -44,7 +49,16 @@ impl<T: Transport> Dispatcher<T> {
                 },
             }
         }
-        self.finish(&mut deliveries, &mut jobs, &stop).await
+        self.finish(&mut deliveries, &mut jobs, &stop, grace).await
+    }
+
+    /// Ends when the grace is over. It begins for all pools at once, though the tree stops one after the other.
+    async fn grace(&self, shutdown: &Shutdown) {
+        tokio::select! {
+            () = self.ending.draining() => {}
+            () = shutdown.draining() => {}
+        }
+        tokio::time::sleep(self.pool.stop_grace).await;
     }
 
     fn start(&self, jobs: &mut TaskGroup, place: OwnedSemaphorePermit, delivery: Delivery, stop: &Shutdown) {
@@ -64,6 +78,7 @@ impl<T: Transport> Dispatcher<T> {
         deliveries: &mut Receiver<Delivery>,
         jobs: &mut TaskGroup,
         stop: &Shutdown,
+        grace: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), TaskError> {
         let in_good_order = async {
             while let Ok(delivery) = deliveries.try_recv() {
@@ -75,7 +90,7 @@ impl<T: Transport> Dispatcher<T> {
         };
         tokio::select! {
             () = in_good_order => return Ok(()),
-            () = tokio::time::sleep(self.pool.stop_grace) => stop.abort(),
+            () = grace, if !stop.is_aborting() => stop.abort(),
             () = stop.aborting() => {}
         }
         let left = jobs.stop(ABORT_GRACE).await;

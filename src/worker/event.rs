@@ -30,7 +30,7 @@ pub enum Event {
         job_id: JobId,
         /// Its attempt, from 1.
         attempt: u32,
-        /// From the producer's timestamp to now, where there is one.
+        /// From the producer's timestamp, or the end of its delay, to now; `None` without a timestamp.
         waited: Option<Duration>,
     },
     /// A job's command has ended and its slot is free. Only after [`Event::JobStarted`].
@@ -101,7 +101,7 @@ pub enum Event {
         pool: Arc<str>,
         /// The job.
         job_id: JobId,
-        /// Why: the status's word, or `attempts_exhausted`.
+        /// Why: the word of its status.
         reason: String,
     },
     /// A result waits for its confirm; ended by [`Event::ResultSettled`].

@@ -10,6 +10,9 @@ use crate::transport::Transport;
 /// How often a queue is measured: below a usual scrape interval, far above what a broker would notice.
 const EVERY: Duration = Duration::from_secs(10);
 
+/// How soon again while there is nothing to measure: the queue is not declared yet, or the broker is away.
+const SOON: Duration = Duration::from_secs(1);
+
 pub(super) struct QueueProbe<T> {
     pub(super) pool: Arc<str>,
     pub(super) transport: T,
@@ -20,26 +23,32 @@ pub(super) struct QueueProbe<T> {
 impl<T: Transport> QueueProbe<T> {
     pub(super) async fn run(self: Arc<Self>, shutdown: Shutdown) -> Result<(), TaskError> {
         loop {
+            let pause = tokio::select! {
+                () = shutdown.draining() => return Ok(()),
+                found = self.measure() => if found { EVERY } else { SOON },
+            };
             tokio::select! {
                 () = shutdown.draining() => return Ok(()),
-                () = self.measure() => {}
-            }
-            tokio::select! {
-                () = shutdown.draining() => return Ok(()),
-                () = tokio::time::sleep(EVERY) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
 
-    /// A broker that is away is the intake's business; the next round measures again.
-    async fn measure(&self) {
+    /// Whether there was a queue to measure. A broker that is away is the intake's business.
+    async fn measure(&self) -> bool {
         match self.transport.queue_depth(&self.queue).await {
-            Ok(Some(depth)) => self.observer.on(&Event::QueueMeasured {
-                pool: self.pool.clone(),
-                depth,
-            }),
-            Ok(None) => {}
-            Err(error) => tracing::debug!(queue = self.queue, "failed to {error}"),
+            Ok(Some(depth)) => {
+                self.observer.on(&Event::QueueMeasured {
+                    pool: self.pool.clone(),
+                    depth,
+                });
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::debug!(queue = self.queue, "failed to {error}");
+                false
+            }
         }
     }
 }

@@ -43,6 +43,12 @@ impl Addresses {
         &self.uris
     }
 
+    /// How many hosts there are, from 1.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.uris.len()).unwrap_or(u32::MAX)
+    }
+
     /// All hosts and ports, for messages.
     #[must_use]
     pub fn hosts(&self) -> String {
@@ -73,9 +79,12 @@ pub(super) fn host(uri: &AMQPUri) -> String {
 
 fn parse_one(host: &str, uri: &str) -> Result<AMQPUri, TransportError> {
     if host.is_empty() {
-        return Err(address("a host of the list is empty".to_owned()));
+        let reason = "expected amqp://user:password@host:5672/vhost, found an empty host";
+        return Err(address(reason.to_owned()));
     }
-    // The parser's own error can hold the whole URI, and so the password.
+    // The parser's own error can hold the whole URI, and so the password; so can what is taken for a port when the host
+    // was left out or the password has a `/` in it.
+    let (host, _) = host.split_once(':').unwrap_or((host, ""));
     let parsed: AMQPUri = uri.parse().map_err(|_| {
         address(format!(
             "expected amqp://user:password@host:5672/vhost, with special characters percent-encoded; \

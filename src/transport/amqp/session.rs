@@ -83,7 +83,10 @@ impl Connector {
 }
 
 fn login_error(host: String, error: &lapin::Error) -> TransportError {
-    let reason = error.to_string();
+    let reason = match error.kind() {
+        lapin::ErrorKind::IOError(error) => error.to_string(), // without lapin's own words before it
+        _ => error.to_string(),
+    };
     match reply_code(error) {
         Some(reply::ACCESS_REFUSED | reply::NOT_ALLOWED) => TransportError::LoginRefused { host, reason },
         _ => TransportError::Unreachable { host, reason },

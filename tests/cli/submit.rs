@@ -1,0 +1,106 @@
+//! `synthex submit` when there is no broker to take the job.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use crate::support::cli::{Cli, Finished};
+
+/// What a client may take beyond the time it was given.
+const MARGIN: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Submits to a broker that does not answer as one, and sees it give up in time without a word of the password.
+#[track_caller]
+fn give_up(subcommand: &[&str], address: &str) -> Finished {
+    let url = format!("amqp://user:hunter2@{address}/");
+    let command: &[&str] = if subcommand[0] == "submit" {
+        &["--", "true"]
+    } else {
+        &[]
+    };
+    let args = [subcommand, &["--amqp-url", &url, "--connect-timeout", "1s"], command].concat();
+    let start = Instant::now();
+    let finished = Cli::new(args).run().expect_code(69);
+    assert!(!finished.stderr.contains("panicked"), "{}", finished.stderr);
+    assert!(
+        start.elapsed() < PATIENCE + MARGIN,
+        "{subcommand:?} took {:?}",
+        start.elapsed()
+    );
+    assert_eq!(finished.stdout, "", "nothing was published");
+    assert!(!finished.stderr.contains("hunter2"), "{}", finished.stderr);
+    assert!(
+        finished.stderr.contains(address),
+        "the host is not named: {}",
+        finished.stderr
+    );
+    assert!(
+        finished.stderr.contains("--amqp-url"),
+        "no way out is named: {}",
+        finished.stderr
+    );
+    assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+    finished
+}
+
+#[test]
+fn a_broker_that_is_not_there_is_69() {
+    let finished = give_up(&["submit"], "127.0.0.1:1");
+    assert!(finished.stderr.contains("refused"), "{}", finished.stderr);
+    give_up(&["submit", "--wait"], "127.0.0.1:1");
+    give_up(&["submit", "--json"], "127.0.0.1:1");
+    give_up(&["config", "apply"], "127.0.0.1:1");
+}
+
+#[test]
+fn a_broker_that_never_answers_is_69_in_time() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    for subcommand in [&["submit"][..], &["submit", "--wait"], &["config", "apply"]] {
+        let finished = give_up(subcommand, &address);
+        assert!(finished.stderr.contains("no answer within "), "{}", finished.stderr);
+        assert!(
+            finished.stderr.contains("gave up after 1s (--connect-timeout)"),
+            "{}",
+            finished.stderr
+        );
+    }
+}
+
+#[test]
+fn a_list_of_silent_brokers_costs_no_more_time_than_one() {
+    let silent: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let addresses: Vec<String> = silent.iter().map(|one| one.local_addr().unwrap().to_string()).collect();
+    give_up(&["submit"], &addresses.join(","));
+}
+
+#[test]
+fn a_silent_broker_leaves_time_for_the_next_of_the_list() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let list = format!("{},127.0.0.1:1", silent.local_addr().unwrap());
+    let finished = give_up(&["submit"], &list);
+    assert!(
+        finished.stderr.contains("127.0.0.1:1: Connection refused"),
+        "{}",
+        finished.stderr
+    );
+}
+
+#[test]
+fn a_name_that_nobody_knows_is_69() {
+    give_up(&["submit"], "no-such-host.invalid:5672");
+}
+
+#[test]
+fn the_address_of_the_environment_counts_and_the_flag_more() {
+    let submit = |args: &[&str]| {
+        let args = [&["submit", "--connect-timeout", "1s"], args, &["--", "true"]].concat();
+        Cli::new(args)
+            .env("SYNTHEX_AMQP_URL", "amqp://127.0.0.1:2/")
+            .run()
+            .expect_code(69)
+            .stderr
+    };
+    assert!(submit(&[]).contains("127.0.0.1:2"));
+    assert!(submit(&["--amqp-url", "amqp://127.0.0.1:3/"]).contains("127.0.0.1:3"));
+}

@@ -1,0 +1,186 @@
+//! `synthex worker` when its configuration is wrong, and while its broker is not there yet.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use crate::bench::Bench;
+use crate::support::cli::{Cli, Finished, Running};
+use crate::support::process::Signal;
+
+/// Where no broker listens.
+const NOBODY: &str = "amqp://user:hunter2@127.0.0.1:1/";
+
+/// Starts a worker that has to refuse, and checks that it did at once, told nobody the password, and printed no data.
+#[track_caller]
+fn refused(args: &[&str]) -> Finished {
+    let args = [&["worker", "--metrics-addr", "127.0.0.1:0"], args].concat();
+    let finished = Cli::new(&args).limit(Duration::from_secs(10)).run().expect_code(78);
+    assert!(!finished.stderr.contains("hunter2"), "{args:?}: {}", finished.stderr);
+    assert_eq!(finished.stdout, "");
+    finished
+}
+
+#[track_caller]
+fn assert_says(finished: &Finished, words: &[&str]) {
+    for word in words {
+        assert!(finished.stderr.contains(word), "no {word:?} in: {}", finished.stderr);
+    }
+}
+
+#[test]
+fn a_bad_pool_file_is_78() {
+    assert_says(
+        &refused(&["tests/fixtures/pools/five_mistakes.toml"]),
+        &[
+            "five_mistakes.toml: slots:",
+            "five_mistakes.toml: time_out: unknown key",
+        ],
+    );
+    assert_says(&refused(&["nowhere.toml"]), &["nowhere.toml: cannot be read"]);
+}
+
+#[test]
+fn two_files_for_one_pool_are_78() {
+    let bench = Bench::new();
+    let (a, b) = (
+        bench.file("a.toml", "pool = 'mail'\n"),
+        bench.file("b.toml", "pool = 'mail'\n"),
+    );
+    assert_says(&refused(&[&a, &b]), &[&format!("{b}: pool:"), r#""mail""#, &a]);
+}
+
+#[test]
+fn a_port_in_use_is_78_and_names_the_flag() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for args in [&["worker", "--amqp-url", NOBODY][..], &["run"]] {
+        let command: &[&str] = if args[0] == "run" { &["--", "true"] } else { &[] };
+        let finished = Cli::new([args, &["--metrics-addr", &address], command].concat())
+            .run()
+            .expect_code(78);
+        assert_says(&finished, &[&address, "--metrics-addr", "in use"]);
+    }
+}
+
+#[test]
+fn a_bad_address_of_the_broker_is_78_and_keeps_its_password() {
+    let addresses = [
+        "user:hunter2@host",                      // no scheme
+        "http://user:hunter2@host/",              // another protocol
+        "amqps://user:hunter2@host/",             // no TLS in this build
+        "amqp://user:hunter2@host:99999/",        // no such port
+        "amqp://user:hunter2@host:port/",         // no number
+        "amqp://user:hunter2@/",                  // no host
+        "amqp://user:hunter2@a,,b/",              // an empty one
+        "amqp://user:hunter2/",                   // host forgotten
+        "amqp://user:hunter2/with-slash@host/",   // `/` not encoded
+        "amqp://user:hunter2?with-query@host/",   // `?` not encoded
+        "amqp://user:x,hunter2/with-comma@host/", // both
+        "",
+    ];
+    for address in addresses {
+        let by_flag = refused(&["--amqp-url", address]);
+        assert_says(&by_flag, &["--amqp-url", "amqp://"]);
+        let by_environment = Cli::new(["worker", "--metrics-addr", "none"])
+            .env("SYNTHEX_AMQP_URL", address)
+            .run()
+            .expect_code(78);
+        assert_says(&by_environment, &["SYNTHEX_AMQP_URL"]);
+        assert!(!by_environment.stderr.contains("hunter2"), "{}", by_environment.stderr);
+        let bench = Bench::new();
+        let file = bench.file("broker.url", address);
+        assert_says(&refused(&["--amqp-url-file", &file]), &[&file]);
+    }
+}
+
+#[test]
+fn an_address_file_that_cannot_be_read_is_78_and_named() {
+    let bench = Bench::new();
+    let missing = bench.arg("broker.url");
+    assert_says(&refused(&["--amqp-url-file", &missing]), &[&missing, "No such file"]);
+    // A folder, and bytes that are no text.
+    assert_says(&refused(&["--amqp-url-file", &bench.arg("")]), &[&bench.arg("")]);
+    let binary = bench.file("binary.url", b"amqp://user:hunter2\xff@host/");
+    assert_says(&refused(&["--amqp-url-file", &binary]), &[&binary]);
+}
+
+/// A worker whose broker is not there, and the port of its metrics.
+fn waiting(args: &[&str]) -> (Running, u16) {
+    let args = [&["worker", "--metrics-addr", "127.0.0.1:0"], args].concat();
+    let worker = Cli::new(args).spawn();
+    let line = worker.wait_for_line(|line| line.contains("metrics on http://127.0.0.1:"));
+    let (_, rest) = line.split_once("http://127.0.0.1:").unwrap();
+    let port = rest.split_once('/').unwrap().0.parse().unwrap();
+    (worker, port)
+}
+
+/// Status and body of a page.
+fn get(port: u16, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[test]
+fn a_worker_waits_for_its_broker_and_says_so() {
+    let bench = Bench::new();
+    let url = bench.file("broker.url", format!("{NOBODY}\n"));
+    let (worker, port) = waiting(&["--amqp-url-file", &url]);
+    worker.wait_for_line(|line| line.contains("127.0.0.1:1") && line.contains("refused") && line.contains("again"));
+    assert_eq!(get(port, "/healthz").0, 200, "alive");
+    let (ready, reason) = get(port, "/readyz");
+    assert_eq!(ready, 503, "not ready");
+    assert!(reason.contains("pool default"), "{reason}");
+    let (status, metrics) = get(port, "/metrics");
+    assert_eq!(status, 200);
+    assert!(
+        metrics.lines().any(|line| line == "synthex_broker_connected 0"),
+        "{metrics}"
+    );
+
+    worker.signal(Signal::TERM);
+    let finished = worker.wait().expect_code(0);
+    assert_says(&finished, &["SIGTERM", "tasks left: none"]);
+    assert!(!finished.stderr.contains("hunter2"), "{}", finished.stderr);
+    assert!(finished.stdout.is_empty(), "a worker has no data: {}", finished.stdout);
+    assert!(
+        finished
+            .stderr
+            .lines()
+            .last()
+            .unwrap()
+            .contains("stopped: 0 running jobs cut")
+    );
+    assert!(
+        TcpStream::connect(("127.0.0.1", port)).is_err(),
+        "the port is free again"
+    );
+}
+
+#[test]
+fn a_worker_that_waits_for_a_silent_broker_stops_at_once() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (worker, _) = waiting(&["--amqp-url", &format!("amqp://{}/", silent.local_addr().unwrap())]);
+    let (connection, _) = silent.accept().unwrap();
+    worker.signal(Signal::INT);
+    let finished = worker.wait().expect_code(0);
+    assert!(!finished.stderr.contains("panicked"), "{}", finished.stderr);
+    drop(connection);
+}
+
+#[test]
+fn log_lines_can_be_json() {
+    let args = ["--log-format", "json", "--amqp-url", NOBODY];
+    let worker = Cli::new([&["worker", "--metrics-addr", "none"], &args[..]].concat()).spawn();
+    let line = worker.wait_for_line(|line| line.contains("127.0.0.1:1"));
+    let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(parsed["level"], "WARN", "{line}");
+    assert_eq!(parsed["pool"], "default", "{line}");
+    worker.signal(Signal::TERM);
+    worker.wait().expect_code(0);
+}

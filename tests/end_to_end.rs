@@ -1,0 +1,35 @@
+//! What users of a fleet rely on, through the binary, on a real RabbitMQ, with producers that are not ours.
+//!
+//! The producers are pika (the scripts of `tests/fixtures/producers`) and amqp-tools. Every test has names of its own on
+//! the node that all share ([`bench::Bench::new`]), or a virtual host of its own where it needs the usual names or another
+//! user's rights ([`bench::Bench::on_own_vhost`]).
+//!
+//! Nothing sleeps to synchronise: a job tells that it runs through a file, the worker tells on stderr and in its
+//! metrics, and the rest is waiting for messages.
+
+mod support;
+
+#[path = "end_to_end/bad_messages.rs"]
+mod bad_messages;
+#[path = "end_to_end/bench.rs"]
+mod bench;
+#[path = "end_to_end/metrics.rs"]
+mod metrics;
+#[path = "end_to_end/permissions.rs"]
+mod permissions;
+#[path = "end_to_end/pools.rs"]
+mod pools;
+#[path = "end_to_end/producers.rs"]
+mod producers;
+#[path = "end_to_end/readme.rs"]
+mod readme;
+#[path = "end_to_end/redelivery.rs"]
+mod redelivery;
+#[path = "end_to_end/retries.rs"]
+mod retries;
+#[path = "end_to_end/statuses.rs"]
+mod statuses;
+#[path = "end_to_end/stopping.rs"]
+mod stopping;
+#[path = "end_to_end/submit.rs"]
+mod submit;

@@ -1,0 +1,82 @@
+//! A worker that dies loses no job: another one runs it, counted, and a job that kills workers comes to an end.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::bench::{Bench, Gate, PATIENCE, Worker, assert_has};
+use crate::support::process::{Signal, wait_until};
+
+#[test]
+fn a_job_whose_worker_is_killed_runs_again_elsewhere_as_the_second_attempt() {
+    let bench = Bench::new();
+    let first = bench.worker(&["--slots", "1"]);
+    bench.listen();
+    let gate = Gate::new(&bench, &format!("orphan-{}", bench.namespace));
+    let id = format!("orphan-{}", bench.namespace);
+    bench.send("default", &id, &gate.job());
+    gate.started();
+    first.running.signal(Signal::KILL);
+    assert_eq!(first.running.wait().signal, Some(9));
+
+    gate.reset();
+    let second = bench.worker(&["--slots", "1"]);
+    gate.started();
+    gate.open();
+    let (reply, result) = (bench.reply(), bench.result());
+    assert_has(
+        &reply.json(),
+        &json!({"job_id": id, "attempt": 2, "status": "succeeded", "final": true}),
+    );
+    assert_eq!(reply.property("message_id"), format!("{id}/2"));
+    assert_eq!(reply.property("correlation_id"), format!("about {id}"));
+    assert_eq!(reply.json(), result.json());
+    second.stop();
+    bench.is_drained("jobs.default");
+    assert_eq!(
+        (bench.ready("my-results"), bench.ready("dead")),
+        (0, 0),
+        "one result, of the second attempt"
+    );
+}
+
+#[test]
+fn a_job_that_kills_every_worker_ends_as_lost() {
+    let bench = Bench::new();
+    let pool = bench.pool("pool = \"default\"\nslots = 1\ndelivery_limit = 2\n");
+    let runs = bench.path("runs");
+    let mut worker = bench.worker(&[&pool]);
+    bench.listen();
+    let job = json!({"script": format!("echo $SYNTHEX_ATTEMPT >> {}; kill -9 $PPID", runs.display())});
+    bench.send("default", "poison", &job);
+    for _ in 0..2 {
+        assert_eq!(worker.running.wait().signal, Some(9), "the job kills its worker");
+        // It may be killed before it tells that it consumes.
+        let running = bench.start(&[&pool]);
+        wait_until(PATIENCE, "it consumes or is killed", || {
+            running.stderr().contains("INFO consuming") || !running.is_running()
+        });
+        worker = Worker::late(running);
+    }
+    let (reply, result) = (bench.reply(), bench.result());
+    assert_has(
+        &reply.json(),
+        &json!({"job_id": "poison", "attempt": 2, "status": "lost", "final": true, "exit_code": null}),
+    );
+    assert_eq!(reply.json()["error"]["kind"], "delivery_limit");
+    assert_eq!(result.routing_key, "default.lost");
+    assert_eq!(result.json(), reply.json());
+    let dead = bench.dead_letter();
+    assert_eq!(dead.json(), job);
+    assert_eq!(dead.header("x-synthex-reason"), "lost");
+    assert_eq!(dead.header("x-synthex-pool"), "default");
+    assert_eq!(dead.headers["x-synthex-attempt"], 2);
+    let counted = fs::read_to_string(runs).expect("it ran");
+    assert_eq!(counted, "1\n2\n", "it ran twice, each time counted");
+
+    bench.send("default", "good", &json!({"command": ["true"]}));
+    assert_has(&bench.reply().json(), &json!({"job_id": "good", "status": "succeeded"}));
+    worker.running.signal(Signal::TERM);
+    worker.running.wait().expect_code(0);
+    bench.is_drained("jobs.default");
+}
