@@ -82,9 +82,24 @@ pub trait Subscription: Send + 'static {
     /// Cancel safe: no delivery is lost when the future is dropped.
     fn next(&mut self) -> impl Future<Output = Option<Delivery>> + Send;
 
+    /// Why it ended, once [`Subscription::next`] has said so.
+    fn end(&self) -> SubscriptionEnd {
+        SubscriptionEnd::Lost("the broker has ended the consumer".to_owned())
+    }
+
     /// Asks for no more deliveries. Those already on their way still come from [`Subscription::next`], then `None`;
     /// deliveries taken before stay valid.
     fn cancel(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// Why a subscription ended, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SubscriptionEnd {
+    /// The connection, the channel or the queue is gone.
+    Lost(String),
+    /// A message came that the client library cannot read, and it ends the connection over it, again each time the
+    /// message comes.
+    Unreadable(String),
 }
 
 /// What to consume, and how.
@@ -326,6 +341,14 @@ pub enum TransportError {
         /// What was asked of the broker.
         operation: String,
         /// What happened.
+        reason: String,
+    },
+    /// The client itself can go on no longer; the process has to start afresh.
+    #[error("reach the broker at {host}: {reason}")]
+    Exhausted {
+        /// The hosts that were tried, without credentials.
+        host: String,
+        /// What is used up.
         reason: String,
     },
     /// The address cannot be understood.

@@ -104,7 +104,7 @@ impl<T: Transport> Worker<T> {
             pool: pool.clone(),
             transport: self.transport.clone(),
             queue: self.names.pool_queue(&pool.name),
-            topology: Arc::new(Topology::new(&self.names, [&*pool.name])),
+            topology: self.topology(pool),
             deliveries,
             pipeline,
             observer: self.observer.clone(),
@@ -121,6 +121,13 @@ impl<T: Transport> Worker<T> {
             permanent("dispatcher", dispatcher, Dispatcher::run),
             permanent("intake", intake, Intake::run),
         ]
+    }
+}
+
+impl<T> Worker<T> {
+    /// What a pool needs to find on the broker.
+    fn topology(&self, pool: &Pool) -> Arc<Topology> {
+        Arc::new(Topology::new(&self.names, [&*pool.name]))
     }
 }
 

@@ -59,6 +59,16 @@ const BAD_JOBS: &[(&str, Verdict, &str)] = &[
     ),
     ("cwd_number", Refuses, "cwd: expected an absolute path, got 1"),
     ("cwd_relative", Refuses, r#"cwd: expected an absolute path, got "tmp""#),
+    (
+        "duplicate_field",
+        Accepts("JSON Schema sees one of the two"),
+        "body: expected each field once, got command twice",
+    ),
+    (
+        "duplicate_limit",
+        Accepts("JSON Schema sees one of the two"),
+        "body: expected each field once, got processes twice",
+    ),
     ("empty", NotJson, "body: expected a JSON object, got nothing"),
     (
         "empty_object",
@@ -290,7 +300,7 @@ const BAD_JOBS: &[(&str, Verdict, &str)] = &[
         r#"retry.statuses[1]: expected a status: one of succeeded, failed, signaled, timed_out, out_of_memory, cancelled, expired, not_started, rejected, lost, got "flaky""#,
     ),
     ("stdin_object", Refuses, "stdin: expected a string, got an object"),
-    ("text", Refuses, r#"body: expected a JSON object, got "true""#),
+    ("text", Refuses, "body: expected a JSON object, got a string"),
     (
         "timeout_0",
         Refuses,

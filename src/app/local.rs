@@ -67,6 +67,8 @@ pub trait Sink: Send {
 pub struct LocalEnd {
     /// How its worker ended.
     pub ended: Ended,
+    /// Whether it was stopped before the source's end: there may be jobs that nobody has read.
+    pub cut_short: bool,
     /// Jobs without a final result, by origin: the run was stopped before.
     pub unfinished: Vec<String>,
     /// An error that stopped the run: of the source or of the sink.
@@ -102,6 +104,7 @@ pub async fn run(
         in_flight,
         published: 0,
         exhausted: false,
+        cut_short: false,
         failed: None,
     };
     let parts = Parts::new(std::slice::from_ref(&pool))?;
@@ -133,6 +136,7 @@ pub async fn run(
             report,
             ending: worker.ending,
         },
+        cut_short: desk.cut_short,
         unfinished: desk.open.into_values().collect(),
         error,
     })
@@ -152,6 +156,8 @@ struct Desk<Src, Snk> {
     in_flight: usize,
     published: u64,
     exhausted: bool,
+    /// Stopped before the source said that it has no more.
+    cut_short: bool,
     /// Why the source gave no more.
     failed: Option<io::Error>,
 }
@@ -167,7 +173,7 @@ impl<Src: Source, Snk: Sink> Desk<Src, Snk> {
                     // The jobs before it still have their results.
                     Err(error) => (self.exhausted, self.failed) = (true, Some(error)),
                 },
-                () = shutdown.draining(), if !self.exhausted => self.exhausted = true,
+                () = shutdown.draining(), if !self.exhausted => (self.exhausted, self.cut_short) = (true, true),
                 () = stopped.cancelled() => return self.take_rest().await,
             }
         }

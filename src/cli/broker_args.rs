@@ -48,17 +48,19 @@ impl ConnectArgs {
         self.connect_timeout.get()
     }
 
-    /// The patience of a client that begins now.
-    pub(super) fn patience(&self) -> Patience {
-        Patience {
+    /// The patience of a client of `broker` that begins now.
+    pub(super) fn patience(&self, broker: &BrokerArgs) -> Result<Patience, Failure> {
+        Ok(Patience {
+            hosts: broker.addresses()?.hosts(),
             limit: self.connect_timeout,
             deadline: Instant::now() + self.timeout(),
-        }
+        })
     }
 }
 
 /// How long a client goes on trying to use a broker that is away, over all that it does.
 pub(super) struct Patience {
+    hosts: String,
     limit: Span,
     deadline: Instant,
 }
@@ -90,7 +92,10 @@ impl Patience {
     fn gave_up(&self, last: Option<impl ClientError>) -> Failure {
         let limit = self.limit;
         let Some(error) = last else {
-            let message = format!("the broker of --amqp-url did not answer within {limit} (--connect-timeout)");
+            let message = format!(
+                "the broker at {} did not answer within {limit} (--connect-timeout)",
+                self.hosts
+            );
             return Failure::new(Exit::Unavailable, message);
         };
         let failure = error.into_failure();
@@ -178,6 +183,7 @@ pub(super) fn broker_failure(error: &TransportError) -> Failure {
         TransportError::LoginRefused { .. } | TransportError::Refused { .. } | TransportError::Address { .. } => {
             Exit::Config
         }
+        TransportError::Exhausted { .. } => Exit::Failure,
     };
     let hint = match error {
         TransportError::Unreachable { .. } => "; check that it runs and that --amqp-url is right",

@@ -114,7 +114,7 @@ async fn apply(args: &ApplyArgs) -> Result<Exit, Failure> {
     let names = Names::new(args.broker.namespace.clone());
     let topology = Topology::new(&names, loaded.iter().map(|loaded| &*loaded.pool.name));
     let broker = args.broker.client(&args.connect)?;
-    let patience = args.connect.patience();
+    let patience = args.connect.patience(&args.broker)?;
     patience
         .persist(async || broker.declare(&topology, Declare::Active).await)
         .await?;

@@ -157,11 +157,14 @@ impl Printer {
             let counts = self.counts.iter().map(|(status, count)| format!("{count} {status}"));
             let counts: Vec<String> = counts.collect();
             match total {
-                0 if end.error.is_some() || !unfinished.is_empty() => {}
+                0 if end.error.is_some() || end.cut_short || !unfinished.is_empty() => {}
                 0 => print::note("no jobs"),
                 1 => print::note(&format!("1 job: {}", counts.join(", "))),
                 _ => print::note(&format!("{total} jobs: {}", counts.join(", "))),
             }
+        }
+        if end.cut_short && self.is_batch {
+            print::note("stopped before the end of the input: jobs that were not read yet were not run");
         }
         if !unfinished.is_empty() {
             let jobs = match unfinished.len() {
@@ -195,7 +198,7 @@ fn conclude(printer: &Printer, end: LocalEnd) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::Failure, format!("gave up: {name}")));
     }
     let failed = printer.counts.keys().any(|status| *status != Status::Succeeded);
-    let complete = end.unfinished.is_empty();
+    let complete = end.unfinished.is_empty() && !end.cut_short;
     Ok(if failed || !complete {
         Exit::JobsFailed
     } else {

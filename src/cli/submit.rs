@@ -56,7 +56,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
         names: Names::new(args.broker.namespace.clone()),
         pool: args.pool,
         priority: args.priority,
-        patience: args.connect.patience(),
+        patience: args.connect.patience(&args.broker)?,
         json: args.json,
     };
     let exit = if args.wait {

@@ -64,6 +64,7 @@ impl Job {
             let message = error.inner().to_string();
             explain(&json, error.path(), &message)
         })?;
+        refuse_duplicates(body)?;
         job.check()?;
         Ok(job)
     }
@@ -95,6 +96,23 @@ fn parse(text: &str) -> Result<Value, JobError> {
     serde_json::from_str(text).map_err(|error| JobError::body(format!("not valid JSON: {error}")))
 }
 
+/// Refuses a field that is there twice: readers disagree on which of them counts (RFC 8259 section 4).
+///
+/// [`Value`] keeps the last one without a word, so the text of a job that is fine otherwise is read once more.
+fn refuse_duplicates(body: &[u8]) -> Result<(), JobError> {
+    let Err(error) = serde_json::from_slice::<Job>(body) else {
+        return Ok(());
+    };
+    let message = error.to_string();
+    let name = message
+        .strip_prefix("duplicate field `")
+        .and_then(|rest| rest.split('`').next());
+    Err(JobError::body(match name {
+        Some(name) => format!("expected each field once, got {name} twice"),
+        None => "expected each field once, got one twice".to_owned(),
+    }))
+}
+
 /// Refuses arrays where objects belong, which serde would read as the fields in their order.
 fn refuse_arrays(json: &Value) -> Result<(), JobError> {
     for name in ["", "retry", "limits", "output"] {
@@ -116,7 +134,10 @@ fn explain(json: &Value, path: &Path, message: &str) -> JobError {
         return JobError::new(field, format!("unknown field; {}", allowed(unknown)));
     }
     let names: Vec<&str> = path.iter().map(name_of).collect();
-    let secret = matches!(names[..], ["command" | "script" | "env" | "stdin" | "stdin_base64", ..]);
+    let secret = matches!(
+        names[..],
+        [] | ["command" | "script" | "env" | "stdin" | "stdin_base64", ..]
+    );
     JobError::new(field, mismatch(&expected_at(&names), value_at(json, path), secret))
 }
 

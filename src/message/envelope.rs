@@ -82,6 +82,10 @@ pub mod header {
     pub const NOT_BEFORE: &str = "x-synthex-not-before";
     /// When the message became a dead letter, in RFC 3339.
     pub const FAILED_AT: &str = "x-synthex-failed-at";
+    /// The producer's headers were too large to be passed on.
+    pub const DROPPED: &str = "x-synthex-headers-dropped";
+    /// What all of these begin with.
+    pub const OURS: &str = "x-synthex-";
 }
 
 /// The content type of every message of ours.

@@ -114,7 +114,7 @@ pub enum Event {
         /// The pool.
         pool: Arc<str>,
     },
-    /// The `reply_to` of a job led nowhere: its queue is gone.
+    /// The `reply_to` of a job led nowhere: its queue is gone, full or forbidden.
     ResultUnroutable {
         /// The pool.
         pool: Arc<str>,

@@ -16,7 +16,7 @@ use crate::flow::channel::Sender;
 use crate::flow::retry::{Backoff, RECONNECT_MAX};
 use crate::supervise::{Shutdown, TaskError};
 use crate::transport::topology::Topology;
-use crate::transport::{Delivery, Subscribe, Subscription, Transport, TransportError};
+use crate::transport::{Delivery, Subscribe, Subscription, SubscriptionEnd, Transport, TransportError};
 
 /// The first wait after a failed or lost subscription.
 const RECONNECT_INITIAL: Duration = Duration::from_millis(200);
@@ -26,6 +26,32 @@ const WELL: Duration = Duration::from_secs(5);
 const GIVE_BACK_GRACE: Duration = Duration::from_secs(3);
 /// What settling may need on top of the longest run and its grace before the broker takes a delivery away.
 const SETTLE_MARGIN: Duration = Duration::from_secs(300);
+
+/// How long a subscription may take, topology included.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between two deliveries of a message that cannot be read.
+const UNREADABLE_PAUSE: Duration = Duration::from_millis(20);
+/// Without a delivery for so long, there is no such message any more.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// How to subscribe.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// With the pool's prefetch.
+    Full,
+    /// With a prefetch of one, past a message that cannot be read.
+    OneByOne,
+}
+
+/// Why consuming came to an end.
+enum End {
+    /// The subscription ended by itself.
+    Of(SubscriptionEnd),
+    /// One by one, and there is nothing more to get past.
+    Passed,
+    /// The worker drains.
+    Stopped,
+}
 
 pub(super) struct Intake<T> {
     pub(super) pool: Arc<Pool>,
@@ -55,60 +81,118 @@ impl<T: Transport> Intake<T> {
     }
 
     async fn take(&self, shutdown: &Shutdown) -> Result<(), TaskError> {
-        let request = self.request();
         let mut backoff = Backoff::new(RECONNECT_INITIAL, RECONNECT_MAX);
         let mut was_live = false;
+        let mut mode = Mode::Full;
         while !shutdown.is_draining() {
+            let request = self.request(mode);
             let subscribed = tokio::select! {
                 () = shutdown.draining() => break,
-                subscribed = self.transport.subscribe(&request) => subscribed,
+                subscribed = self.subscribe(&request) => subscribed,
             };
-            let reason = match subscribed {
-                Ok(subscription) => {
-                    let since = Instant::now();
-                    was_live = true;
-                    self.consume(subscription, shutdown).await;
-                    if since.elapsed() >= WELL {
-                        backoff.reset();
-                    }
-                    "the consumer has ended".to_owned()
+            let subscription = match subscribed {
+                Ok(subscription) => subscription,
+                Err(error @ TransportError::Exhausted { .. }) => return self.give_up(error),
+                Err(error) if was_live || error.is_transient() => {
+                    self.wait(format!("failed to {error}"), &mut backoff, shutdown).await;
+                    continue;
                 }
-                Err(error) if was_live || error.is_transient() => format!("failed to {error}"),
                 Err(error) => return self.give_up(error),
             };
-            self.wait(reason, &mut backoff, shutdown).await;
+            was_live = true;
+            let since = Instant::now();
+            let end = self.consume(subscription, mode, shutdown).await;
+            if since.elapsed() >= WELL {
+                backoff.reset();
+            }
+            mode = self.after(end, mode, &mut backoff, shutdown).await;
         }
         Ok(())
     }
 
-    fn request(&self) -> Subscribe {
+    /// Subscribes, with a bound: a broker that lets us in and then says nothing is as good as none.
+    async fn subscribe(&self, request: &Subscribe) -> Result<T::Subscription, TransportError> {
+        let subscribed = tokio::time::timeout(SUBSCRIBE_TIMEOUT, self.transport.subscribe(request)).await;
+        subscribed.unwrap_or_else(|_| {
+            Err(TransportError::Lost {
+                operation: format!("consume queue {:?}", self.queue),
+                reason: format!("no answer within {SUBSCRIBE_TIMEOUT:?}"),
+            })
+        })
+    }
+
+    /// Waits as the end of a consumer asks for, and says how to subscribe next.
+    async fn after(&self, end: End, mode: Mode, backoff: &mut Backoff, shutdown: &Shutdown) -> Mode {
+        match end {
+            End::Of(SubscriptionEnd::Lost(reason)) => self.wait(reason, backoff, shutdown).await,
+            End::Stopped => self.wait("the worker stops".to_owned(), backoff, shutdown).await,
+            End::Passed => {}
+            End::Of(SubscriptionEnd::Unreadable(reason)) => {
+                self.pass(&reason, mode, shutdown).await;
+                return Mode::OneByOne;
+            }
+        }
+        Mode::Full
+    }
+
+    /// A message that cannot be read ends the session each time it comes, and nobody can settle it: it has to come so
+    /// often that the broker dead-letters it. One by one, so that it counts against no other message, and without the
+    /// usual waits, so that it is soon over.
+    async fn pass(&self, reason: &str, mode: Mode, shutdown: &Shutdown) {
+        if mode == Mode::Full {
+            let queue = &self.queue;
+            self.tell_lost(
+                format!("a message of queue {queue:?} cannot be read ({reason}); using up its deliveries, one by one"),
+                Some(UNREADABLE_PAUSE),
+            );
+        }
+        tokio::select! {
+            () = shutdown.draining() => {}
+            () = tokio::time::sleep(UNREADABLE_PAUSE) => {}
+        }
+    }
+
+    fn request(&self, mode: Mode) -> Subscribe {
+        let (prefetch, topology) = match mode {
+            Mode::Full => (self.pool.prefetch, self.topology.clone()),
+            Mode::OneByOne => (1, Arc::default()), // all is declared by then
+        };
         Subscribe {
             queue: self.queue.clone(),
-            prefetch: self.pool.prefetch,
+            prefetch,
             consumer_timeout: Some(self.pool.max_timeout + self.pool.kill_grace + SETTLE_MARGIN),
-            topology: self.topology.clone(),
+            topology,
             declare: self.pool.declare,
         }
     }
 
-    /// Hands deliveries on until the subscription ends or the worker drains.
-    async fn consume(&self, mut subscription: T::Subscription, shutdown: &Shutdown) {
-        self.tell(Event::Consuming {
-            pool: self.pool.name.clone(),
-        });
+    /// Hands deliveries on until the subscription ends or the worker drains; one by one, until one came through.
+    async fn consume(&self, mut subscription: T::Subscription, mode: Mode, shutdown: &Shutdown) -> End {
+        if mode == Mode::Full {
+            self.tell(Event::Consuming {
+                pool: self.pool.name.clone(),
+            });
+        }
         loop {
             let delivery = tokio::select! {
                 () = shutdown.draining() => break,
+                () = tokio::time::sleep(QUIET), if mode == Mode::OneByOne => return End::Passed,
                 delivery = subscription.next() => delivery,
             };
-            let Some(delivery) = delivery else { return };
+            let Some(delivery) = delivery else {
+                return End::Of(subscription.end());
+            };
             tokio::select! {
                 () = shutdown.draining() => break, // the delivery is dropped, and so given back
-                sent = self.deliveries.send(delivery) => if sent.is_err() { return },
+                sent = self.deliveries.send(delivery) => if sent.is_err() { return End::Stopped },
+            }
+            if mode == Mode::OneByOne {
+                return End::Passed;
             }
         }
         // Over time the rest is dropped with its subscription, and so given back as well, though marked as redelivered.
         let _ = tokio::time::timeout(GIVE_BACK_GRACE, self.give_back_rest(&mut subscription, shutdown)).await;
+        End::Stopped
     }
 
     /// Takes what is still on its way and gives it back.
@@ -121,27 +205,27 @@ impl<T: Transport> Intake<T> {
 
     async fn wait(&self, reason: String, backoff: &mut Backoff, shutdown: &Shutdown) {
         let delay = backoff.next_delay();
-        let retry_in = (!shutdown.is_draining()).then_some(delay);
-        self.tell(Event::ConsumerLost {
-            pool: self.pool.name.clone(),
-            reason,
-            retry_in,
-        });
+        self.tell_lost(reason, (!shutdown.is_draining()).then_some(delay));
         tokio::select! {
             () = shutdown.draining() => {}
             () = tokio::time::sleep(delay) => {}
         }
     }
 
-    /// A first subscription that fails for a reason no waiting mends: the worker stops and says why.
+    /// A first subscription that fails for a reason no waiting mends, or a client that is used up: the worker stops
+    /// and says why.
     fn give_up(&self, error: TransportError) -> Result<(), TaskError> {
-        self.tell(Event::ConsumerLost {
-            pool: self.pool.name.clone(),
-            reason: format!("failed to {error}"),
-            retry_in: None,
-        });
+        self.tell_lost(format!("failed to {error}"), None);
         self.ending.fail(error);
         Ok(())
+    }
+
+    fn tell_lost(&self, reason: String, retry_in: Option<Duration>) {
+        self.tell(Event::ConsumerLost {
+            pool: self.pool.name.clone(),
+            reason,
+            retry_in,
+        });
     }
 
     fn tell(&self, event: Event) {

@@ -51,7 +51,7 @@ impl Observer for EventLog {
                 tracing::warn!(pool = &**pool, job.id = %job_id, reason, "job dead-lettered");
             }
             Event::ResultUnroutable { pool, job_id, reply_to } => {
-                tracing::warn!(pool = &**pool, job.id = %job_id, reply_to, "no queue takes the result: reply_to is gone");
+                tracing::warn!(pool = &**pool, job.id = %job_id, reply_to, "result not delivered to reply_to: its queue is gone, full or forbidden");
             }
             Event::Consuming { pool } => tracing::info!(pool = &**pool, "consuming"),
             Event::ConsumerLost { pool, reason, retry_in } => log_lost(pool, reason, retry_in.map(|d| d.as_secs_f64())),
@@ -106,8 +106,8 @@ fn log_lost(pool: &str, reason: &str, retry_in_s: Option<f64>) {
 
 fn log_broker(event: &BrokerEvent) {
     match event {
-        BrokerEvent::Connected { host } => tracing::info!(host, "connected"),
-        BrokerEvent::Disconnected { reason } => tracing::info!("disconnected: {reason}"),
+        BrokerEvent::Connected { host } => tracing::debug!(host, "connected"),
+        BrokerEvent::Disconnected { reason } => tracing::debug!("disconnected: {reason}"),
         BrokerEvent::Confirmed { .. } => {}
     }
 }

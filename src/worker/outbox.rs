@@ -3,59 +3,82 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::flow::retry::{Backoff, RECONNECT_MAX};
 use crate::supervise::Shutdown;
-use crate::transport::{Publication, PublishError, Transport};
+use crate::transport::topology::{Declare, Topology};
+use crate::transport::{Publication, PublishError, Transport, TransportError};
 
 /// The first wait after a publish that failed.
 const RETRY_INITIAL: Duration = Duration::from_millis(100);
+/// How often a message that is not confirmed is mentioned: a broker that is away for an hour must not fill the log.
+const REMIND: Duration = Duration::from_secs(60);
+/// How often the broker may say no to a reply before it is dropped. While the broker is away, nobody says no.
+const REPLY_REFUSALS: u32 = 3;
 
-/// How a message fared.
+/// How a reply fared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Delivered {
+pub(super) enum Replied {
     /// The broker has it.
     Confirmed,
-    /// Nobody takes it, and nobody will.
-    Unroutable,
+    /// Its address is gone, full or forbidden.
+    Dropped,
     /// The worker stops; the message may or may not have arrived.
     GaveUp,
 }
 
 pub(super) struct Outbox<T> {
-    transport: T,
-    pool: Arc<str>,
+    pub(super) transport: T,
+    pub(super) pool: Arc<str>,
+    /// What our own messages need to find, made again when somebody has deleted it.
+    pub(super) topology: Arc<Topology>,
+    pub(super) declare: Declare,
 }
 
 impl<T: Transport> Outbox<T> {
-    pub(super) fn new(transport: T, pool: Arc<str>) -> Self {
-        Self { transport, pool }
-    }
-
-    /// Publishes until confirmed, however long the broker is away; gives up only when told to abort.
+    /// Publishes until confirmed, however long the broker is away or an exchange is missing; false only when told to
+    /// abort.
     ///
     /// # Cancel safety
     /// Not cancel safe: a publish that is dropped has an unknown outcome.
-    pub(super) async fn deliver(&self, publication: &Publication, stop: &Shutdown) -> Delivered {
-        let mut backoff = Backoff::new(RETRY_INITIAL, RECONNECT_MAX);
-        let mut reported = false;
+    pub(super) async fn deliver(&self, publication: &Publication, stop: &Shutdown) -> bool {
+        let mut wait = Wait::new(&self.pool);
         loop {
-            let published = tokio::select! {
-                () = stop.aborting() => return Delivered::GaveUp,
-                published = self.transport.publish(publication) => published,
+            let Some(published) = self.attempt(publication, stop).await else {
+                return false;
+            };
+            let Err(error) = published else { return true };
+            self.repair(&error).await;
+            if !wait.after(&error, stop).await {
+                return false;
+            }
+        }
+    }
+
+    /// Publishes a reply until it is confirmed, or clear that its address takes none: a stranger's queue must not hold
+    /// a job up.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe, as above.
+    pub(super) async fn reply(&self, publication: &Publication, stop: &Shutdown) -> Replied {
+        let mut wait = Wait::new(&self.pool);
+        let mut refusals = 0;
+        loop {
+            let Some(published) = self.attempt(publication, stop).await else {
+                return Replied::GaveUp;
             };
             let error = match published {
-                Ok(()) => return Delivered::Confirmed,
-                Err(PublishError::Unroutable { .. }) => return Delivered::Unroutable,
+                Ok(()) => return Replied::Confirmed,
+                Err(PublishError::Unroutable { .. }) => return Replied::Dropped,
                 Err(error) => error,
             };
-            if !reported {
-                // Once a message: a broker that is away for an hour must not fill the log.
-                tracing::warn!(pool = &*self.pool, "failed to {error}; trying until it is confirmed");
-                reported = true;
+            refusals += u32::from(is_refusal(&error));
+            if refusals >= REPLY_REFUSALS {
+                return Replied::Dropped;
             }
-            tokio::select! {
-                () = stop.aborting() => return Delivered::GaveUp,
-                () = tokio::time::sleep(backoff.next_delay()) => {}
+            if !wait.after(&error, stop).await {
+                return Replied::GaveUp;
             }
         }
     }
@@ -63,11 +86,71 @@ impl<T: Transport> Outbox<T> {
     /// Publishes once; whether it is confirmed before the worker has to stop at once.
     ///
     /// # Cancel safety
-    /// Not cancel safe: a publish that is dropped has an unknown outcome.
+    /// Not cancel safe, as above.
     pub(super) async fn try_deliver(&self, publication: &Publication, stop: &Shutdown) -> bool {
+        matches!(self.attempt(publication, stop).await, Some(Ok(())))
+    }
+
+    /// Publishes once; `None` when told to abort.
+    async fn attempt(&self, publication: &Publication, stop: &Shutdown) -> Option<Result<(), PublishError>> {
+        tokio::select! {
+            () = stop.aborting() => None,
+            published = self.transport.publish(publication) => Some(published),
+        }
+    }
+
+    /// Declares the topology again when a message did not find what was declared once.
+    async fn repair(&self, error: &PublishError) {
+        let is_missing = matches!(
+            error,
+            PublishError::Unroutable { .. } | PublishError::Transport(TransportError::Refused { .. })
+        );
+        if is_missing
+            && self.declare == Declare::Active
+            && let Err(error) = self.transport.declare(&self.topology, Declare::Active).await
+        {
+            tracing::debug!(pool = &*self.pool, "failed to {error}");
+        }
+    }
+}
+
+/// Whether the broker has answered, and said no.
+fn is_refusal(error: &PublishError) -> bool {
+    match error {
+        PublishError::Unroutable { .. } | PublishError::Refused { .. } => true,
+        PublishError::Transport(error) => !error.is_transient(),
+        PublishError::Unknown { .. } => false,
+    }
+}
+
+/// The pauses of one message, and what is said in them.
+struct Wait<'a> {
+    pool: &'a str,
+    backoff: Backoff,
+    told: Option<Instant>,
+}
+
+impl<'a> Wait<'a> {
+    fn new(pool: &'a str) -> Self {
+        Self {
+            pool,
+            backoff: Backoff::new(RETRY_INITIAL, RECONNECT_MAX),
+            told: None,
+        }
+    }
+
+    /// Waits before the next try; false when told to abort.
+    async fn after(&mut self, error: &PublishError, stop: &Shutdown) -> bool {
+        if self.told.is_none_or(|told| told.elapsed() >= REMIND) {
+            self.told = Some(Instant::now());
+            tracing::warn!(
+                pool = self.pool,
+                "failed to {error}; trying again until it is confirmed"
+            );
+        }
         tokio::select! {
             () = stop.aborting() => false,
-            published = self.transport.publish(publication) => published.is_ok(),
+            () = tokio::time::sleep(self.backoff.next_delay()) => true,
         }
     }
 }

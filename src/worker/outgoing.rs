@@ -13,6 +13,11 @@ use crate::transport::{Publication, Routing};
 /// Headers that tell of a message's earlier ways. A broker drops a message whose history says that it goes in
 /// circles, and this one starts anew.
 const HISTORY: [&str; 3] = ["x-death", "x-delivery-count", "x-acquired-count"];
+/// RabbitMQ sends a message to every queue that these name, again each time it is published.
+const COPIES: [&str; 2] = ["CC", "BCC"];
+/// Most bytes of a producer's headers that are passed on. All properties of a message have to fit into one frame (128
+/// KiB by default) together with what we add; a broker ends the connection over a larger one.
+const HEADERS_MAX: usize = 64 * 1024;
 /// The same for headers that come in families.
 const HISTORY_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
 /// The broker's own way to answer without a queue: it returns a mandatory message although it delivers it.
@@ -147,7 +152,17 @@ fn delayed(names: &Names, pool: &str, envelope: Envelope, wait: Duration) -> Pub
 /// A job as its producer published it, with our headers and without the broker's.
 fn again(job: &Envelope) -> Envelope {
     let mut envelope = job.clone();
-    envelope.properties.headers.retain(|name, _| !is_history(name));
+    let headers = &mut envelope.properties.headers;
+    headers.retain(|name, _| !is_history(name) && !is_copy(name));
+    if headers
+        .iter()
+        .map(|(name, value)| name.len() + size(value))
+        .sum::<usize>()
+        > HEADERS_MAX
+    {
+        headers.retain(|name, _| name.starts_with(header::OURS));
+        headers.insert(header::DROPPED.to_owned(), HeaderValue::Bool(true));
+    }
     // The broker refuses another's name; whose job it was has been checked on its first way in.
     envelope.properties.user_id = None;
     envelope
@@ -155,6 +170,27 @@ fn again(job: &Envelope) -> Envelope {
 
 fn is_history(name: &str) -> bool {
     HISTORY.contains(&name) || HISTORY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn is_copy(name: &str) -> bool {
+    COPIES.iter().any(|copy| name.eq_ignore_ascii_case(copy))
+}
+
+/// About as many bytes as the value takes on the wire.
+fn size(value: &HeaderValue) -> usize {
+    const NUMBER: usize = 9;
+    match value {
+        HeaderValue::Text(text) => NUMBER + text.len(),
+        HeaderValue::List(items) => NUMBER + items.iter().map(size).sum::<usize>(),
+        HeaderValue::Table(fields) => {
+            NUMBER
+                + fields
+                    .iter()
+                    .map(|(name, value)| name.len() + size(value))
+                    .sum::<usize>()
+        }
+        _ => NUMBER,
+    }
 }
 
 /// A job that brought no id of its own, or none that can be one, keeps the one it was given.
@@ -183,6 +219,7 @@ mod tests {
             ("x-first-death-reason", text("expired")),
             ("x-last-death-queue", text("n.delay.1s")),
             ("x-delivery-count", HeaderValue::Int(2)),
+            ("CC", HeaderValue::List(vec![text("another-queue")])),
             ("traceparent", text("00-1-2-03")),
         ];
         Envelope {
@@ -229,6 +266,22 @@ mod tests {
             (is.reply_to, is.priority, is.user_id),
             (was.reply_to, was.priority, None)
         );
+    }
+
+    #[test]
+    fn headers_that_would_burst_a_frame_are_dropped_and_that_is_said() {
+        let mut large = job();
+        let attempt = Attempt::read(&large.properties).after_redelivery();
+        attempt.write(&mut large.properties);
+        let text = HeaderValue::Text("x".repeat(HEADERS_MAX));
+        large
+            .properties
+            .headers
+            .insert("large".to_owned(), HeaderValue::List(vec![text]));
+        let back = unstarted(&names(), "p", &large);
+        assert!(!header_names(&back).contains(&"large"), "{:?}", header_names(&back));
+        assert!(header_names(&back).contains(&header::DROPPED));
+        assert_eq!(Attempt::read(&back.envelope.properties), attempt);
     }
 
     #[test]

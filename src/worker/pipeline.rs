@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::admit::{Admission, Plan, Refusal, Ticket, admit};
 use super::event::{Event, Observer, RunAccount, StreamAccount};
-use super::outbox::{Delivered, Outbox};
+use super::outbox::{Outbox, Replied};
 use super::outgoing;
 use super::settle::{self, Conclusion, Next};
 use super::slots::Slots;
@@ -41,7 +41,12 @@ impl<T: Transport> Pipeline<T> {
             names: worker.names.clone(),
             identity: worker.identity.in_pool(&pool.name),
             slots: Slots::new(pool.slots),
-            outbox: Outbox::new(worker.transport.clone(), pool.name.clone()),
+            outbox: Outbox {
+                transport: worker.transport.clone(),
+                pool: pool.name.clone(),
+                topology: worker.topology(pool),
+                declare: pool.declare,
+            },
             observer: worker.observer.clone(),
             ending: worker.ending.clone(),
         }
@@ -176,20 +181,20 @@ impl<T: Transport> Pipeline<T> {
             }
         };
         let (all, reply) = tokio::join!(self.outbox.deliver(&all, stop), reply);
-        all != Delivered::GaveUp && reply
+        all && reply
     }
 
     /// A `reply_to` that leads nowhere is counted and never holds the job up.
     async fn reply(&self, reply: Publication, job_id: &JobId, stop: &Shutdown) -> bool {
-        let delivered = self.outbox.deliver(&reply, stop).await;
-        if delivered == Delivered::Unroutable {
+        let replied = self.outbox.reply(&reply, stop).await;
+        if replied == Replied::Dropped {
             self.tell(Event::ResultUnroutable {
                 pool: self.pool.name.clone(),
                 job_id: job_id.clone(),
                 reply_to: reply.routing_key,
             });
         }
-        delivered != Delivered::GaveUp
+        replied != Replied::GaveUp
     }
 
     async fn follow_up(
@@ -211,7 +216,7 @@ impl<T: Transport> Pipeline<T> {
         let at = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
         let job = &delivery.envelope;
         let again = outgoing::retried(&self.names, &self.pool.name, job, ticket, at, wait);
-        let done = self.outbox.deliver(&again, stop).await == Delivered::Confirmed;
+        let done = self.outbox.deliver(&again, stop).await;
         if done {
             self.tell(Event::JobRetried {
                 pool: self.pool.name.clone(),
@@ -230,7 +235,7 @@ impl<T: Transport> Pipeline<T> {
         stop: &Shutdown,
     ) -> bool {
         let dead = outgoing::dead(&self.names, &delivery.envelope, result, field.as_deref());
-        let done = self.outbox.deliver(&dead, stop).await == Delivered::Confirmed;
+        let done = self.outbox.deliver(&dead, stop).await;
         if done {
             self.tell(Event::JobDeadLettered {
                 pool: self.pool.name.clone(),
@@ -243,7 +248,7 @@ impl<T: Transport> Pipeline<T> {
 
     async fn delay(&self, delivery: Delivery, ticket: &Ticket, wait: Duration, stop: &Shutdown) {
         let later = outgoing::waiting(&self.names, &self.pool.name, &delivery.envelope, &ticket.job_id, wait);
-        if self.outbox.deliver(&later, stop).await == Delivered::Confirmed {
+        if self.outbox.deliver(&later, stop).await {
             self.tell(Event::JobDelayed {
                 pool: self.pool.name.clone(),
                 job_id: ticket.job_id.clone(),
@@ -257,7 +262,7 @@ impl<T: Transport> Pipeline<T> {
         let attempt = ticket.attempt.after_redelivery();
         let job = &delivery.envelope;
         let again = outgoing::recounted(&self.names, &self.pool.name, job, &ticket.job_id, attempt);
-        if self.outbox.deliver(&again, stop).await == Delivered::Confirmed {
+        if self.outbox.deliver(&again, stop).await {
             self.tell(Event::JobRecounted {
                 pool: self.pool.name.clone(),
                 job_id: ticket.job_id.clone(),

@@ -58,9 +58,15 @@ fn a_broker_that_never_answers_is_69_in_time() {
     let address = silent.local_addr().unwrap().to_string();
     for subcommand in [&["submit"][..], &["submit", "--wait"], &["config", "apply"]] {
         let finished = give_up(subcommand, &address);
-        assert!(finished.stderr.contains("no answer within "), "{}", finished.stderr);
+        // Its host's share of the time is over first, unless the machine is very busy.
+        let told = ["no answer within ", "did not answer within 1s"];
         assert!(
-            finished.stderr.contains("gave up after 1s (--connect-timeout)"),
+            told.iter().any(|told| finished.stderr.contains(told)),
+            "{}",
+            finished.stderr
+        );
+        assert!(
+            finished.stderr.contains("1s (--connect-timeout)"),
             "{}",
             finished.stderr
         );

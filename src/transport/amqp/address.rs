@@ -82,14 +82,14 @@ fn parse_one(host: &str, uri: &str) -> Result<AMQPUri, TransportError> {
         let reason = "expected amqp://user:password@host:5672/vhost, found an empty host";
         return Err(address(reason.to_owned()));
     }
-    // The parser's own error can hold the whole URI, and so the password; so can what is taken for a port when the host
-    // was left out or the password has a `/` in it.
-    let (host, _) = host.split_once(':').unwrap_or((host, ""));
+    // The parser's own error can hold the whole URI, and so the password; so can any part of it when a character was not
+    // encoded. So nothing of it is repeated.
     let parsed: AMQPUri = uri.parse().map_err(|_| {
-        address(format!(
-            "expected amqp://user:password@host:5672/vhost, with special characters percent-encoded; \
-             the part for host {host:?} is not of that form"
-        ))
+        address(
+            "expected amqp://user:password@host:5672/vhost, with special characters of user, password and virtual host \
+             percent-encoded"
+                .to_owned(),
+        )
     })?;
     if parsed.scheme == AMQPScheme::AMQPS {
         return Err(address(

@@ -16,7 +16,7 @@ use super::session::{Connector, Session};
 use super::{operation_error, short, topology, wire};
 use crate::transport::{
     BoxFuture, BrokerEvent, BrokerObserver, Delivery, SettleError, Settlement, Settler, Subscribe, Subscription,
-    TransportError,
+    SubscriptionEnd, TransportError,
 };
 
 /// Replies that may wait in an inbox unsettled.
@@ -27,6 +27,7 @@ pub struct AmqpSubscription {
     consumer: Consumer,
     live: Arc<Live>,
     state: State,
+    end: SubscriptionEnd,
     observer: BrokerObserver,
 }
 
@@ -95,17 +96,22 @@ impl AmqpSubscription {
                 _session: session,
             }),
             state: State::Consuming,
+            end: SubscriptionEnd::Lost("closed by us".to_owned()),
             observer,
         }
     }
 
-    fn end(&mut self, reason: &str) {
+    fn finish(&mut self, end: SubscriptionEnd) {
         if self.state != State::Ended {
             self.state = State::Ended;
-            (self.observer)(BrokerEvent::Disconnected {
-                reason: reason.to_owned(),
-            });
+            let (SubscriptionEnd::Lost(reason) | SubscriptionEnd::Unreadable(reason)) = end.clone();
+            self.end = end;
+            (self.observer)(BrokerEvent::Disconnected { reason });
         }
+    }
+
+    fn lose(&mut self, reason: &str) {
+        self.finish(SubscriptionEnd::Lost(reason.to_owned()));
     }
 
     fn delivery(&self, delivery: LapinDelivery) -> Delivery {
@@ -132,12 +138,16 @@ impl Subscription for AmqpSubscription {
                     return Some(self.delivery(delivery));
                 }
                 Some(Ok(_)) => {} // of a channel that is gone: it comes again
-                Some(Err(error)) => self.end(&error.to_string()),
-                None if self.state == State::Cancelled => self.end("cancelled by us"),
-                None => self.end("the broker cancelled the consumer: its queue is gone or has moved"),
+                Some(Err(error)) => self.finish(why(&error)),
+                None if self.state == State::Cancelled => self.lose("cancelled by us"),
+                None => self.lose("the broker cancelled the consumer: its queue is gone or has moved"),
             }
         }
         None
+    }
+
+    fn end(&self) -> SubscriptionEnd {
+        self.end.clone()
     }
 
     async fn cancel(&mut self) {
@@ -148,7 +158,7 @@ impl Subscription for AmqpSubscription {
         let tag = self.consumer.tag();
         let cancelled = self.live.channel.basic_cancel(tag, BasicCancelOptions::default()).await;
         if let Err(error) = cancelled {
-            self.end(&error.to_string());
+            self.finish(why(&error));
         }
     }
 }
@@ -168,7 +178,14 @@ impl Drop for AmqpSubscription {
         while let Some(Some(Ok(delivery))) = self.consumer.next().now_or_never() {
             let _ = send(&delivery.acker, Settlement::GiveBack).now_or_never();
         }
-        self.end("closed by us");
+        self.lose("closed by us");
+    }
+}
+
+fn why(error: &lapin::Error) -> SubscriptionEnd {
+    match error.kind() {
+        lapin::ErrorKind::ParsingError(_) => SubscriptionEnd::Unreadable(error.to_string()),
+        _ => SubscriptionEnd::Lost(error.to_string()),
     }
 }
 

@@ -54,14 +54,11 @@ impl Publisher {
         }
     }
 
-    /// Publishes and waits for the confirm, with one deadline over all of it.
+    /// Publishes and waits for the confirm, with one deadline over all of it: a connection that the broker blocks
+    /// answers nothing, not even the opening of a channel.
     pub(super) async fn publish(&self, publication: &Publication) -> Result<(), PublishError> {
-        let mut checkout = Checkout {
-            channel: Some(self.channels.get().await.map_err(pool_error)?),
-            clean: false,
-        };
         let started = Instant::now();
-        let attempt = confirm(&checkout, publication);
+        let attempt = self.on_a_channel(publication);
         let confirmation = tokio::time::timeout(self.confirm_timeout, attempt)
             .await
             .map_err(|_| {
@@ -71,8 +68,17 @@ impl Publisher {
         (self.observer)(BrokerEvent::Confirmed {
             waited: started.elapsed(),
         });
-        checkout.clean = true;
         judge(confirmation, publication)
+    }
+
+    async fn on_a_channel(&self, publication: &Publication) -> Result<Confirmation, PublishError> {
+        let mut checkout = Checkout {
+            channel: Some(self.channels.get().await.map_err(pool_error)?),
+            clean: false,
+        };
+        let confirmation = confirm(&checkout, publication).await?;
+        checkout.clean = true;
+        Ok(confirmation)
     }
 }
 
@@ -107,14 +113,19 @@ fn judge(confirmation: Confirmation, publication: &Publication) -> Result<(), Pu
     }
 }
 
-/// A missing exchange or permission is for people to mend; everything else leaves the outcome unknown.
+/// A missing exchange or permission is for people to mend, any other answer is a no to this message; without an answer
+/// the outcome is unknown.
 fn failed(publication: &Publication, error: &lapin::Error) -> PublishError {
     match reply_code(error) {
         Some(reply::ACCESS_REFUSED | reply::NOT_FOUND) => {
             let operation = format!("publish to exchange {:?}", publication.exchange);
             PublishError::Transport(operation_error(&operation, error))
         }
-        _ => unknown(publication, error.to_string()),
+        Some(reply::CONNECTION_FORCED) | None => unknown(publication, error.to_string()),
+        Some(_) => {
+            let (exchange, routing_key) = route(publication);
+            PublishError::Refused { exchange, routing_key }
+        }
     }
 }
 

@@ -56,9 +56,9 @@ impl Connector {
 
     async fn connect_next(&self, purpose: &str) -> Result<Session, TransportError> {
         if self.abandoned.load(Ordering::Relaxed) >= ABANDONED_MAX {
-            return Err(TransportError::Refused {
-                operation: format!("connect to {}", self.config.addresses.hosts()),
-                reason: format!("{ABANDONED_MAX} handshakes were never answered; restart"),
+            return Err(TransportError::Exhausted {
+                host: self.config.addresses.hosts(),
+                reason: format!("{ABANDONED_MAX} handshakes were never answered, and each still holds a thread"),
             });
         }
         let uris = self.config.addresses.uris();
