@@ -7,7 +7,7 @@
 //!
 //! 1. A worker consumes the pool's queue. Its *intake* subscribes, and subscribes again whenever the consumer ends; the
 //!    broker holds back all that is over the prefetch. RabbitMQ is [`transport::amqp`]; `synthex run` puts the embedded
-//!    broker [`transport::memory`] in its place and changes nothing else.
+//!    broker [`transport::memory`] in its place, and gives commands the caller's environment.
 //! 2. The *dispatcher* starts a task for each delivery and owns it ([`supervise`]): a panic is contained, and a
 //!    delivery that is dropped goes back to its queue.
 //! 3. *Admission* decides from the message and the pool ([`config`]) what is to become of it. Not a valid job: a result

@@ -3,9 +3,10 @@
 //! One pool is served by three tasks, started in this order and stopped in the reverse one:
 //!
 //! ```text
-//!   intake ──deliveries (flow::channel)──► dispatcher ──► one task a job: pipeline
-//!   subscribes, subscribes again           bounds them      admit → slot → execute → result → ack
-//!   queue_probe: measures the queue
+//!   queue_probe: measures the queue, for the metrics
+//!   dispatcher:  owns the jobs in hand, a task each ──► pipeline: admit → slot → execute → result → ack
+//!        ▲ deliveries (flow::channel)
+//!   intake:      subscribes, and subscribes again
 //! ```
 //!
 //! - [`admit`] decides, from a delivery alone, what is to become of it: run, wait, count again, or end without a run.
@@ -30,7 +31,7 @@ mod settle;
 mod slots;
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use tokio::sync::Mutex;
 
@@ -90,6 +91,7 @@ impl<T: Transport> Worker<T> {
     /// The tasks that serve a pool, in the order in which they have to be started.
     #[must_use]
     pub fn children(&self, pool: &Arc<Pool>) -> Vec<Child> {
+        self.tasks.announce("job"); // shown before the first one comes
         let capacity = usize::from(pool.prefetch);
         let (deliveries, taken) = self.channels.bounded("deliveries", capacity);
         let pipeline = Arc::new(Pipeline::new(self, pool));
@@ -148,6 +150,7 @@ pub struct Ending(Arc<Account>);
 struct Account {
     cut: AtomicU32,
     given_back: AtomicU32,
+    left: std::sync::Mutex<Vec<String>>,
     fatal: OnceLock<TransportError>,
     stop: Shutdown,
 }
@@ -174,6 +177,12 @@ impl Ending {
         self.0.given_back.load(Ordering::Relaxed)
     }
 
+    /// Jobs that did not end when they were killed, by the names of their tasks.
+    #[must_use]
+    pub fn left(&self) -> Vec<String> {
+        self.0.left.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The error that no waiting would have mended, if there was one.
     #[must_use]
     pub fn fatal(&self) -> Option<&TransportError> {
@@ -191,6 +200,10 @@ impl Ending {
 
     fn count_given_back(&self) {
         self.0.given_back.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn leave(&self, jobs: Vec<String>) {
+        self.0.left.lock().unwrap_or_else(PoisonError::into_inner).extend(jobs);
     }
 
     fn fail(&self, error: TransportError) {

@@ -28,7 +28,7 @@ pub(super) struct BrokerArgs {
     #[arg(long, value_name = "URL", env = "SYNTHEX_AMQP_URL", hide_env_values = true)]
     amqp_url: Option<String>,
     /// A file that holds the broker's address, read instead of --amqp-url
-    #[arg(long, value_name = "FILE", env = "SYNTHEX_AMQP_URL_FILE")]
+    #[arg(long, value_name = "FILE")]
     amqp_url_file: Option<PathBuf>,
     /// What the names of all exchanges and queues begin with
     #[arg(long, value_name = "NAME", env = "SYNTHEX_NAMESPACE", default_value = "synthex", value_parser = namespace)]

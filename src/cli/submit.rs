@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::broker_args::{BrokerArgs, ConnectArgs, Patience};
 use super::exit::{Exit, Failure};
@@ -13,7 +14,10 @@ use crate::message::envelope::JSON;
 use crate::message::{Envelope, Job, JobId, JobResult, Properties, Span};
 use crate::transport::amqp::Amqp;
 use crate::transport::topology::Names;
-use crate::transport::{Delivery, Publication, Routing, Subscription, Transport};
+use crate::transport::{Delivery, Publication, QueueDepth, Routing, Subscription, Transport};
+
+/// How long a pool's queue may take to appear: its worker may have been started just before us.
+const QUEUE_APPEARS: Duration = Duration::from_secs(3);
 
 /// Publish one job.
 ///
@@ -123,12 +127,17 @@ impl Client {
     /// A job for a pool that nobody serves would wait for ever in the dead letters: say so before it is published.
     async fn check_pool(&self) -> Result<(), Failure> {
         let queue = self.names.pool_queue(&self.pool);
-        let found = self
-            .patience
-            .persist(async || self.broker.queue_depth(&queue).await)
-            .await?;
-        if found.is_some() {
-            return Ok(());
+        let appears_until = Instant::now() + QUEUE_APPEARS;
+        loop {
+            let found = self
+                .patience
+                .persist(async || self.broker.queue_depth(&queue).await)
+                .await?;
+            match found {
+                Some(depth) => return Ok(self.warn_of_idleness(depth)),
+                None if Instant::now() >= appears_until => break,
+                None => tokio::time::sleep(QUEUE_APPEARS / 10).await,
+            }
         }
         let message = format!(
             "pool {:?} has no queue {queue:?} on this broker; start a worker for it, or declare it with `synthex \
@@ -136,6 +145,15 @@ impl Client {
             self.pool
         );
         Err(Failure::new(Exit::Config, message))
+    }
+
+    fn warn_of_idleness(&self, depth: QueueDepth) {
+        if depth.consumers == 0 {
+            print::note(&format!(
+                "no worker serves pool {:?} now; the job waits for one",
+                self.pool
+            ));
+        }
     }
 
     fn publication(&self, job: &Job, id: &JobId, reply_to: Option<String>) -> Publication {

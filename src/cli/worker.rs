@@ -73,12 +73,13 @@ pub(super) fn load(files: &[PathBuf], overrides: &Overrides) -> Result<Vec<Loade
 fn conclude(ended: &Ended) -> Result<Exit, Failure> {
     let Ended { report, ending } = ended;
     let (cut, given_back) = (ending.cut(), ending.given_back());
+    let left = [report.left.clone(), ending.left()].concat();
     print::note(&format!(
         "stopped: {cut} running jobs cut and given back, {given_back} unstarted jobs given back, tasks left: {}",
-        if report.left.is_empty() {
+        if left.is_empty() {
             "none".to_owned()
         } else {
-            report.left.join(", ")
+            left.join(", ")
         }
     ));
     if let Some(error) = ending.fatal() {
@@ -87,7 +88,7 @@ fn conclude(ended: &Ended) -> Result<Exit, Failure> {
     if let Some(name) = &report.gave_up {
         return Err(Failure::new(Exit::Failure, format!("gave up: {name}")));
     }
-    let clean = cut == 0 && report.left.is_empty();
+    let clean = cut == 0 && left.is_empty();
     Ok(if clean { Exit::Done } else { Exit::Failure })
 }
 

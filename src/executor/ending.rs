@@ -1,6 +1,6 @@
 //! Sees a started command to its end.
 //!
-//! A run ends in one of three ways, and each goes the same road from there:
+//! A run ends in one of three ways, and goes this road from there:
 //!
 //! 1. The leader exits, the timeout is reached, or `stop` is cancelled. Output flows all the while.
 //! 2. At the timeout only: `term_signal` and SIGCONT to the group, then up to `kill_grace` for the

@@ -42,28 +42,15 @@ pub struct RetryPolicy {
     pub exit_codes: Option<Vec<i32>>,
 }
 
-impl RetryPolicy {
-    /// Fills each field that is left out from `fallback`.
-    pub fn or(self, fallback: Self) -> Self {
-        Self {
-            max_attempts: self.max_attempts.or(fallback.max_attempts),
-            initial: self.initial.or(fallback.initial),
-            max: self.max.or(fallback.max),
-            multiplier: self.multiplier.or(fallback.multiplier),
-            statuses: self.statuses.or(fallback.statuses),
-            exit_codes: self.exit_codes.or(fallback.exit_codes),
-        }
-    }
-}
-
-/// What the command and everything it starts may use.
+/// What the command and everything it starts may use. In this version each of them alone: limits are
+/// those of `setrlimit(2)`, per process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Memory. Default: the pool's.
+    /// Memory, as address space. Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<ByteSize>,
-    /// Processes and threads at a time. Default: the pool's.
+    /// Processes and threads at a time, of all that run as the worker's user. Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 18_446_744_073_709_551_615_u64))]
     pub processes: Option<NonZeroU64>,
@@ -100,19 +87,10 @@ pub struct OutputPolicy {
     /// At most 1MiB. Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<ByteSize>,
-    /// Whether output is also published while the command runs. Default: the pool's.
+    /// Whether output is also published while the command runs; without an effect in this version.
+    /// Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub live: Option<bool>,
-}
-
-impl OutputPolicy {
-    /// Fills each field that is left out from `fallback`.
-    pub fn or(self, fallback: Self) -> Self {
-        Self {
-            max_bytes: self.max_bytes.or(fallback.max_bytes),
-            live: self.live.or(fallback.live),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -142,23 +120,11 @@ mod tests {
     #[test]
     fn or_fills_gaps_field_by_field() {
         fills_gaps(
-            &json!({"max_attempts": 3, "initial": "1s", "max": "1m", "multiplier": 2.0,
-                "statuses": ["failed"], "exit_codes": [75]}),
-            &json!({"max_attempts": 9, "initial": "2s", "max": "2m", "multiplier": 3.0,
-                "statuses": ["signaled"], "exit_codes": [1]}),
-            RetryPolicy::or,
-        );
-        fills_gaps(
             &json!({"memory": "1GiB", "processes": 1, "open_files": 2, "file_size": "1B",
                 "cpu_time": "1s"}),
             &json!({"memory": "2GiB", "processes": 3, "open_files": 4, "file_size": "2B",
                 "cpu_time": "2s"}),
             Limits::or,
-        );
-        fills_gaps(
-            &json!({"max_bytes": "1KiB", "live": true}),
-            &json!({"max_bytes": "2KiB", "live": false}),
-            OutputPolicy::or,
         );
     }
 }

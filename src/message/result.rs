@@ -68,7 +68,8 @@ pub struct JobResult {
     pub finished_at: Timestamp,
     /// How long the command ran, in milliseconds; 0 where it didn't start.
     pub duration_ms: u64,
-    /// What the command and the children it waited for used, where it started.
+    /// What the command and the children it waited for used; left out where that cannot be told
+    /// truly, which in this version is everywhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
     /// The worker that ended the attempt.

@@ -20,7 +20,7 @@ families! {
         jobs_finished_total: Counter [pool, status];
         /// Run time of commands, zero for those that could not be started.
         job_duration_seconds: Histogram [pool] in COMMAND_TIMES;
-        /// Time that jobs waited, from their timestamp (or the end of their delay) to the start of their command.
+        /// Time that jobs waited, from their timestamp (or the end of their delay) to the start of their command; an AMQP timestamp has whole seconds, so this is up to 1 s too long.
         job_wait_seconds: Histogram [pool] in COMMAND_TIMES;
         /// Failed attempts that were queued again for another run.
         job_retries_total: Counter [pool];
@@ -32,7 +32,7 @@ families! {
         slots: Gauge [pool];
         /// Most deliveries that the broker leaves unacked.
         prefetch: Gauge [pool];
-        /// Deliveries that are unacked now.
+        /// Deliveries that jobs in hand keep unacked now.
         unacked: Gauge [pool];
         /// Messages ready in the pool's queue, as the broker last told.
         queue_messages: Gauge [pool];

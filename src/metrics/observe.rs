@@ -27,7 +27,7 @@ impl Observer for Metrics {
             Event::ResultUnroutable { .. } => families.results_unroutable_total.at([]).inc(),
             Event::QueueMeasured { pool, depth } => families.queue_measured(pool, *depth),
             Event::Broker(event) => self.broker(event),
-            // Not counted: each is followed by an event that is, or is shown by `Health`.
+            // Not counted yet, or shown by `Health`.
             Event::JobDelayed { .. }
             | Event::JobRecounted { .. }
             | Event::JobGivenBack { .. }

@@ -54,6 +54,10 @@ const TEXT_TYPE: &str = "text/plain; charset=utf-8";
 /// When the address is taken or is none of this machine's; the text names it and the flag to change it.
 pub async fn bind(addr: &str) -> io::Result<TcpListener> {
     TcpListener::bind(addr).await.map_err(|error| {
+        let error = match error.kind() {
+            io::ErrorKind::InvalidInput => io::Error::new(error.kind(), "expected HOST:PORT"),
+            _ => error,
+        };
         let text = format!("listen on {addr} for metrics: {error}; give another address with --metrics-addr, or none");
         io::Error::new(error.kind(), text)
     })

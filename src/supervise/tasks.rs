@@ -231,6 +231,11 @@ impl TaskAccounts {
         counts.iter().map(|(name, counts)| counts.stats(name)).collect()
     }
 
+    /// Shows a name, at zero, before its first task is spawned.
+    pub fn announce(&self, name: &'static str) {
+        self.of(name);
+    }
+
     /// Wraps a task so that its spawn is counted now, and its end when it ends in whatever way.
     fn count<F>(&self, name: &'static str, task: F) -> impl Future<Output = Result<(), TaskError>> + Send + use<F>
     where

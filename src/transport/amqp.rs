@@ -143,7 +143,7 @@ fn reply_code(error: &lapin::Error) -> Option<u16> {
 /// An error of an operation on an open connection: the broker's refusal, or the connection's end.
 fn operation_error(operation: &str, error: &lapin::Error) -> TransportError {
     let operation = operation.to_owned();
-    let reason = error.to_string();
+    let reason = words(error);
     match reply_code(error) {
         Some(
             reply::ACCESS_REFUSED
@@ -154,6 +154,15 @@ fn operation_error(operation: &str, error: &lapin::Error) -> TransportError {
             | reply::NOT_IMPLEMENTED,
         ) => TransportError::Refused { operation, reason },
         _ => TransportError::Lost { operation, reason },
+    }
+}
+
+/// What an error says, without lapin's own words around it.
+fn words(error: &lapin::Error) -> String {
+    match error.kind() {
+        lapin::ErrorKind::ProtocolError(error) => error.get_message().to_string().trim_end_matches('.').to_owned(),
+        lapin::ErrorKind::IOError(error) => error.to_string(),
+        _ => error.to_string(),
     }
 }
 

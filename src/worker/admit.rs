@@ -74,14 +74,13 @@ impl Plan {
 /// Decides what to do with a delivery.
 pub(super) fn admit(pool: &Pool, envelope: &Envelope, redelivered: bool, now: Timestamp) -> (Ticket, Admission) {
     let properties = &envelope.properties;
-    let (mut ticket, plan) = match read(pool, envelope) {
+    let (ticket, plan) = match read(pool, envelope) {
         Ok(read) => read,
         Err(refusal) => {
             let id = peek_id(&envelope.body).filter(|_| pool.handler.is_none());
             return (Ticket::new(id, properties), Admission::End(Status::Rejected, refusal));
         }
     };
-    ticket.attempt = Attempt::read(properties);
     let admission = if redelivered {
         recount(pool, ticket.attempt)
     } else if let Some(refusal) = plan.expired(now) {

@@ -104,10 +104,21 @@ pub(super) fn waiting(names: &Names, pool: &str, job: &Envelope, id: &JobId, wai
 }
 
 /// A job that came to a bad end, with all that is known of it.
-pub(super) fn dead(names: &Names, job: &Envelope, result: &JobResult, field: Option<&str>) -> Publication {
+pub(super) fn dead(
+    names: &Names,
+    job: &Envelope,
+    attempt: Attempt,
+    result: &JobResult,
+    field: Option<&str>,
+) -> Publication {
     let mut envelope = again(job);
     keep_id(&mut envelope, &result.job_id);
-    let error = result.error.as_ref().map(|error| error.message.clone());
+    let exit_code = || result.exit_code.map(|code| format!("exited with code {code}"));
+    let error = result
+        .error
+        .as_ref()
+        .map(|error| error.message.clone())
+        .or_else(exit_code);
     let texts = [
         (header::REASON, Some(result.status.to_string())),
         (header::ERROR, error),
@@ -121,8 +132,8 @@ pub(super) fn dead(names: &Names, job: &Envelope, result: &JobResult, field: Opt
             headers.insert(name.to_owned(), HeaderValue::Text(text));
         }
     }
-    let attempt = HeaderValue::Int(i64::from(result.attempt));
-    headers.insert(header::ATTEMPT.to_owned(), attempt);
+    headers.remove(header::NOT_BEFORE);
+    attempt.write(&mut envelope.properties);
     Publication {
         exchange: names.dead(),
         routing_key: result.worker.pool.clone(),

@@ -19,7 +19,7 @@ use super::slots::Slots;
 use super::{Ending, Worker};
 use crate::config::Pool;
 use crate::executor::{self, End, Outcome, Run};
-use crate::message::{JobId, JobResult, Output, Status, WorkerInfo};
+use crate::message::{Attempt, JobId, JobResult, Output, Status, WorkerInfo};
 use crate::supervise::Shutdown;
 use crate::transport::topology::Names;
 use crate::transport::{Delivery, Publication, SettleError, Transport};
@@ -163,7 +163,9 @@ impl<T: Transport> Pipeline<T> {
             return self.cut(delivery, ticket).await; // the worker stops at once
         }
         self.tell_finished(&result);
-        settled(delivery.ack().await);
+        if let Err(error) = delivery.ack().await {
+            tracing::warn!(pool = &*self.pool.name, job.id = %ticket.job_id, "failed to {error}, though it has ended");
+        }
     }
 
     /// Publishes a result to all who should have it; false when the worker stops before it is confirmed.
@@ -208,7 +210,7 @@ impl<T: Transport> Pipeline<T> {
         match next {
             Next::Done => true,
             Next::Retry(wait) => self.retry(delivery, ticket, wait, stop).await,
-            Next::DeadLetter { field } => self.dead_letter(delivery, result, field, stop).await,
+            Next::DeadLetter { field } => self.dead_letter(delivery, ticket, result, field, stop).await,
         }
     }
 
@@ -230,11 +232,18 @@ impl<T: Transport> Pipeline<T> {
     async fn dead_letter(
         &self,
         delivery: &Delivery,
+        ticket: &Ticket,
         result: &JobResult,
         field: Option<String>,
         stop: &Shutdown,
     ) -> bool {
-        let dead = outgoing::dead(&self.names, &delivery.envelope, result, field.as_deref());
+        // A run that ended is on the account; one that never began is not.
+        let runs_ended = ticket.attempt.runs_ended + u32::from(result.started_at.is_some());
+        let attempt = Attempt {
+            runs_ended,
+            ..ticket.attempt
+        };
+        let dead = outgoing::dead(&self.names, &delivery.envelope, attempt, result, field.as_deref());
         let done = self.outbox.deliver(&dead, stop).await;
         if done {
             self.tell(Event::JobDeadLettered {

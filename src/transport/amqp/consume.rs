@@ -13,7 +13,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, Channel, Consumer};
 
 use super::session::{Connector, Session};
-use super::{operation_error, short, topology, wire};
+use super::{operation_error, short, topology, wire, words};
 use crate::transport::{
     BoxFuture, BrokerEvent, BrokerObserver, Delivery, SettleError, Settlement, Settler, Subscribe, Subscription,
     SubscriptionEnd, TransportError,
@@ -184,8 +184,8 @@ impl Drop for AmqpSubscription {
 
 fn why(error: &lapin::Error) -> SubscriptionEnd {
     match error.kind() {
-        lapin::ErrorKind::ParsingError(_) => SubscriptionEnd::Unreadable(error.to_string()),
-        _ => SubscriptionEnd::Lost(error.to_string()),
+        lapin::ErrorKind::ParsingError(_) => SubscriptionEnd::Unreadable(words(error)),
+        _ => SubscriptionEnd::Lost(words(error)),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lapin::{Channel, Connection, ConnectionProperties};
 
 use super::address::host;
-use super::{AmqpConfig, operation_error, reply, reply_code};
+use super::{AmqpConfig, operation_error, reply, reply_code, words};
 use crate::transport::TransportError;
 
 /// Handshakes that may be abandoned: each one leaks a thread and two sockets in lapin, so at some point it is better
@@ -83,10 +83,7 @@ impl Connector {
 }
 
 fn login_error(host: String, error: &lapin::Error) -> TransportError {
-    let reason = match error.kind() {
-        lapin::ErrorKind::IOError(error) => error.to_string(), // without lapin's own words before it
-        _ => error.to_string(),
-    };
+    let reason = words(error);
     match reply_code(error) {
         Some(reply::ACCESS_REFUSED | reply::NOT_ALLOWED) => TransportError::LoginRefused { host, reason },
         _ => TransportError::Unreachable { host, reason },

@@ -6,7 +6,7 @@ use lapin::{Channel, ExchangeKind as LapinKind};
 use tracing::warn;
 
 use super::session::Session;
-use super::{operation_error, reply, reply_code, short};
+use super::{operation_error, reply, reply_code, short, words};
 use crate::transport::topology::{Argument, Declare, Exchange, ExchangeKind, Queue, Topology};
 use crate::transport::{QueueDepth, TransportError};
 
@@ -95,8 +95,9 @@ impl Declarer<'_> {
 
     async fn after_conflict(&mut self, operation: &str, error: &lapin::Error) -> Result<(), TransportError> {
         warn!(
-            "{operation}: it is there with other arguments and is used as it is: {error}; to change it, drain it, \
-             delete it and let it be declared again"
+            "{operation}: it is there with other arguments and is used as it is: {}; to change it, drain it, \
+             delete it and let it be declared again",
+            words(error)
         );
         self.channel = self.session.channel().await?;
         Ok(())
