@@ -1,4 +1,5 @@
 //! The shape of the code, held by tests: which module may know which, and where a package is at home.
+#![allow(clippy::unwrap_used)] // a file that cannot be read is a failed test
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

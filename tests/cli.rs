@@ -19,6 +19,8 @@ mod bench;
 mod config;
 #[path = "cli/help.rs"]
 mod help;
+#[path = "cli/interrupted.rs"]
+mod interrupted;
 #[path = "cli/run_command.rs"]
 mod run_command;
 #[path = "cli/run_files.rs"]

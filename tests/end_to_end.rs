@@ -13,6 +13,8 @@ mod support;
 mod bad_messages;
 #[path = "end_to_end/bench.rs"]
 mod bench;
+#[path = "end_to_end/hostile.rs"]
+mod hostile;
 #[path = "end_to_end/metrics.rs"]
 mod metrics;
 #[path = "end_to_end/permissions.rs"]

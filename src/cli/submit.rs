@@ -134,7 +134,10 @@ impl Client {
                 .persist(async || self.broker.queue_depth(&queue).await)
                 .await?;
             match found {
-                Some(depth) => return Ok(self.warn_of_idleness(depth)),
+                Some(depth) => {
+                    self.warn_of_idleness(depth);
+                    return Ok(());
+                }
                 None if Instant::now() >= appears_until => break,
                 None => tokio::time::sleep(QUEUE_APPEARS / 10).await,
             }

@@ -183,8 +183,9 @@ impl<T: Transport> Intake<T> {
                 return End::Of(subscription.end());
             };
             tokio::select! {
-                () = shutdown.draining() => break, // the delivery is dropped, and so given back
+                biased; // handed on, it is given back as it came; dropped, it would look like one redelivered
                 sent = self.deliveries.send(delivery) => if sent.is_err() { return End::Stopped },
+                () = shutdown.draining() => break, // no room: the delivery is dropped, and so given back
             }
             if mode == Mode::OneByOne {
                 return End::Passed;

@@ -3,8 +3,10 @@
 //! - [`broker`]: RabbitMQ nodes on ports of their own, which die with the tests that started them.
 //! - [`cli`]: `synthex` and foreign clients as processes, with a clean environment and a hard time limit.
 //! - [`process`]: what `/proc` says of processes, and waiting for what gives no event.
+//! - [`faulty`]: a transport that has the faults a test tells it to have.
+//! - [`observer`]: an observer that keeps a worker's events, and lets a test wait for one.
 //!
-//! Nothing here knows Synthex's modules: it sees the program as its users do.
+//! But for the last two, nothing here knows Synthex's modules: it sees the program as its users do.
 //!
 //! # Clients that are not ours
 //!
@@ -36,4 +38,6 @@
 
 pub mod broker;
 pub mod cli;
+pub mod faulty;
+pub mod observer;
 pub mod process;

@@ -1,0 +1,102 @@
+//! What holds when things go wrong: under load, at a stop, at a cut at any point, and with a broker that breaks.
+//!
+//! - [`load`]: five thousand mixed jobs through a small worker; all end, once, and nothing is left.
+//! - [`shutdown`]: the first signal drains, the second aborts, wherever the worker is.
+//! - [`cancellation`]: the worker's future is dropped, or its sessions end, at scripted points.
+//! - [`random`]: the same at points that nobody chose, with a seed.
+//! - [`supervision`]: panics are contained, what ends unasked is started again, within bounds.
+//! - [`private_broker`]: `synthex worker` as a process, and a RabbitMQ node that is killed, frozen, short of memory.
+//!
+//! But for the last, each test is written once and is there twice: on the in-process broker and on RabbitMQ. Faults come
+//! from [`support::faulty`], so that they come where the test says.
+
+mod support;
+
+#[path = "faults/cancellation.rs"]
+mod cancellation;
+#[path = "faults/load.rs"]
+mod load;
+#[path = "faults/private_broker.rs"]
+mod private_broker;
+#[path = "faults/random.rs"]
+mod random;
+#[path = "faults/rig.rs"]
+mod rig;
+#[path = "faults/shutdown.rs"]
+mod shutdown;
+#[path = "faults/supervision.rs"]
+mod supervision;
+
+use rig::{Rig, Sessions};
+use support::broker::{Broker, Vhost};
+use synthex::transport::amqp::{Addresses, Amqp, AmqpConfig};
+use synthex::transport::memory::Memory;
+
+/// A transport to a virtual host that nobody else uses.
+async fn amqp() -> (Amqp, Vhost) {
+    let vhost = Broker::shared().await.vhost().await;
+    let addresses = Addresses::parse(&vhost.url()).expect("the broker's own address");
+    (Amqp::new(AmqpConfig::new(addresses)), vhost)
+}
+
+/// Makes two tests of each function that is named: a function left out is dead code, and so an error.
+macro_rules! on_both {
+    ($($file:ident: $($test:ident)+;)+) => {
+        mod memory {
+            $($(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $test() {
+                    let broker = super::Memory::new();
+                    let sessions = super::Sessions::Memory(broker.clone());
+                    super::$file::$test(super::Rig::new(broker, sessions).await).await;
+                }
+            )+)+
+        }
+        mod amqp {
+            $($(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $test() {
+                    let (broker, vhost) = super::amqp().await;
+                    let sessions = super::Sessions::Amqp(vhost);
+                    super::$file::$test(super::Rig::new(broker, sessions).await).await;
+                }
+            )+)+
+        }
+    };
+}
+
+on_both! {
+    load:
+        five_thousand_mixed_jobs_all_end_once_and_leave_nothing;
+    shutdown:
+        running_jobs_finish_and_unstarted_ones_go_back_unmarked
+        jobs_on_their_way_when_the_stop_comes_go_back_unmarked
+        a_stop_during_the_wait_for_the_broker_is_obeyed_at_once
+        a_stop_during_an_attempt_to_subscribe_is_obeyed_at_once
+        a_stop_waits_for_a_result_s_confirm
+        a_result_that_is_not_confirmed_within_the_grace_is_given_up_and_its_job_given_back
+        a_second_signal_gives_up_a_result_that_hangs
+        a_second_signal_kills_what_runs_and_gives_it_back
+        a_stop_outlives_a_broker_that_does_not_answer_the_cancellation
+        a_stop_outlives_a_broker_that_takes_no_unstarted_job_back;
+    cancellation:
+        dropped_while_a_job_waits_for_its_slot_it_loses_and_leaves_nothing
+        dropped_before_a_result_has_arrived_the_job_runs_again_and_ends_once
+        dropped_after_a_result_has_arrived_the_job_ends_again_with_a_higher_attempt
+        dropped_between_result_and_ack_the_job_ends_again_with_a_higher_attempt
+        dropped_while_a_redelivery_is_counted_the_job_is_neither_lost_nor_started
+        dropped_before_a_dead_letter_has_arrived_it_arrives_later
+        sessions_lost_while_jobs_run_and_wait_cost_no_job_and_start_none_uncounted
+        sessions_lost_before_a_result_has_arrived_lose_neither_it_nor_the_job
+        sessions_lost_between_result_and_ack_lose_no_job
+        an_ack_that_is_lost_brings_the_job_again_with_a_higher_attempt
+        a_result_of_unknown_fate_is_published_until_it_is_confirmed
+        a_subscription_that_ends_again_and_again_loses_no_job;
+    random:
+        any_mix_of_faults_and_cuts_loses_no_job_and_starts_none_uncounted;
+    supervision:
+        a_panic_in_a_job_s_task_is_contained_counted_and_costs_no_job
+        an_intake_that_panics_is_started_again_and_running_jobs_go_on
+        an_intake_that_panics_again_and_again_stops_the_worker_in_good_order
+        a_first_subscription_that_is_refused_stops_the_worker_and_says_why;
+}

@@ -1,0 +1,313 @@
+//! `synthex worker` as a process, and a RabbitMQ node to which things happen.
+//!
+//! A frozen or blocked node is left so for some seconds: that is the fault, no way to wait for anything.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use synthex::message::Status::Succeeded;
+use synthex::transport::amqp::{Addresses, Amqp, AmqpConfig};
+
+use crate::rig::{MARK, PATIENCE, POOL, RESULTS, Results, Rig, Sessions, ends};
+use crate::support::broker::{Broker, Vhost};
+use crate::support::cli::{Cli, Running};
+use crate::support::process::{Signal, wait_until};
+
+/// Long enough for a publish, a heartbeat and a metric to notice, too short for a deadline.
+const SOME_SECONDS: Duration = Duration::from_secs(4);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_killed_and_comes_back_loses_no_job_and_no_result() {
+    let broker = Broker::start().await;
+    let (rig, url) = rig(broker.vhost().await).await;
+    let ids = publish_short_jobs(&rig, 80).await;
+    let worker = worker(&rig, &url, "slots = 4\nprefetch = 8");
+    wait_for_lines(&worker, 10, "job ended");
+
+    let before = worker.lines();
+    broker.kill();
+    worker.wait_for_line_after(before, is_not_consuming);
+    broker.restart().await;
+    worker.wait_for_line_after(before, is_consuming);
+
+    let results = rig.wait_for_ends(ids.clone()).await;
+    stop(&rig, worker).await;
+    check_duplicates(&rig, results).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_freezes_for_seconds_costs_nothing_but_time() {
+    let broker = Broker::start().await;
+    let (rig, url) = rig(broker.vhost().await).await;
+    let ids = publish_short_jobs(&rig, 60).await;
+    let worker = worker(&rig, &url, "slots = 4\nprefetch = 8");
+    wait_for_lines(&worker, 10, "job ended");
+
+    broker.pause();
+    tokio::time::sleep(SOME_SECONDS).await;
+    assert!(rig.begun().len() < ids.len(), "it was to be frozen in between");
+    broker.resume();
+
+    let results = rig.wait_for_ends(ids.clone()).await;
+    assert!(!worker.stderr().contains("not consuming"), "{}", worker.stderr());
+    stop(&rig, worker).await;
+    assert_once(&results);
+    assert!(rig.results().await.is_empty(), "more results than jobs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_stays_frozen_does_not_hold_up_a_stop_beyond_its_grace() {
+    let broker = Broker::start().await;
+    let (rig, url) = rig(broker.vhost().await).await;
+    for id in ["job-1", "job-2", "job-3"] {
+        rig.publish(id, &rig.gated("gate")).await;
+    }
+    let first = worker(&rig, &url, "slots = 2\nprefetch = 3\nstop_grace = \"1s\"");
+    rig.wait_for_begun(2).await;
+    broker.pause();
+    let asked = Instant::now();
+    first.signal(Signal::TERM);
+    let finished = tokio::task::spawn_blocking(|| first.wait()).await.expect("it ends");
+    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+    let finished = finished.expect_code(1);
+    assert!(finished.stderr.contains("2 running jobs cut"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("tasks left: none"), "{}", finished.stderr);
+    assert_eq!(rig.processes(), [""; 0], "commands outlive their worker");
+
+    broker.resume();
+    rig.open("gate");
+    let second = worker(&rig, &url, "slots = 2");
+    let results = rig.wait_for_ends(["job-1", "job-2", "job-3"].map(String::from)).await;
+    stop(&rig, second).await;
+    assert!(
+        results.values().all(|results| results[0].attempt == 2),
+        "each had been handed out: {results:#?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_short_of_memory_holds_up_results_and_no_running_job() {
+    let broker = Broker::start().await;
+    let (rig, url) = rig(broker.vhost().await).await;
+    let ids: BTreeSet<String> = (10..22).map(|number| format!("job-{number}")).collect();
+    for id in &ids {
+        rig.publish(id, &rig.gated("gate")).await;
+    }
+    let worker = worker(&rig, &url, "slots = 2\nprefetch = 6");
+    let metrics = worker.wait_for_line(|line| line.contains("metrics on http://"));
+    rig.wait_for_begun(2).await;
+    broker.ctl(&["set_vm_memory_high_watermark", "absolute", "10MB"]).await;
+    wait_for_alarm(&broker, true).await;
+
+    rig.open("gate");
+    // All that are in hand run, through two slots, although no result is confirmed: running goes on.
+    rig.wait_for_begun(6).await;
+    wait_until(PATIENCE, "five results wait for their confirms", || {
+        scrape(&metrics, "results_unconfirmed") >= 5.0
+    });
+    tokio::time::sleep(SOME_SECONDS).await;
+    // The broker stops reading at the first publish, which it may take.
+    assert!(rig.depth(RESULTS).await <= Some(1), "results came through");
+    assert!(worker.is_running() && scrape(&metrics, "broker_connected") == 1.0);
+
+    broker.ctl(&["set_vm_memory_high_watermark", "0.9"]).await;
+    wait_for_alarm(&broker, false).await;
+    let results = rig.wait_for_ends(ids.clone()).await;
+    assert!(!worker.stderr().contains("not consuming"), "{}", worker.stderr());
+    stop(&rig, worker).await;
+    assert_once(&results);
+    assert!(rig.results().await.is_empty(), "more results than jobs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_waits_for_a_broker_that_is_not_there_yet() {
+    let broker = Broker::start().await;
+    let vhost = broker.vhost().await;
+    let url = vhost.url();
+    broker.stop().await;
+    // All that the worker needs of a rig before there is a broker.
+    let folder = tempfile::tempdir().expect("the folder for temporary files can be written");
+    let file = folder.path().join("pool.toml");
+    std::fs::write(&file, format!("pool = \"{POOL}\"\n")).expect("it can be written");
+    let file = file.to_str().expect("a path in ASCII");
+    let worker = Cli::new(["worker", file, "--metrics-addr", "none"])
+        .env("SYNTHEX_AMQP_URL", &url)
+        .limit(PATIENCE)
+        .spawn();
+    wait_for_lines(&worker, 3, "not consuming");
+    assert!(worker.is_running());
+    let before = worker.lines();
+    broker.restart().await;
+    worker.wait_for_line_after(before, is_consuming);
+
+    let (rig, _) = rig(vhost).await;
+    rig.publish("job", &json!({ "command": ["true"] })).await;
+    let results = rig.wait_for_ends(["job".to_owned()]).await;
+    assert_once(&results);
+    stop(&rig, worker).await;
+}
+
+/// On the node that all share: it comes to no harm.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_an_operator_closes_are_opened_again_and_commands_go_on() {
+    let (rig, url) = rig(Broker::shared().await.vhost().await).await;
+    for id in ["job-1", "job-2"] {
+        rig.publish(id, &rig.gated("gate")).await;
+    }
+    let worker = worker(&rig, &url, "slots = 2");
+    rig.wait_for_begun(2).await;
+    let before = worker.lines();
+    rig.close_sessions().await;
+    worker.wait_for_line_after(before, is_not_consuming);
+    worker.wait_for_line_after(before, is_consuming);
+    assert_eq!(rig.begun().len(), 2, "they still run: {:?}", rig.begun());
+    rig.open("gate");
+
+    let results = rig.wait_for_results(4).await;
+    stop(&rig, worker).await;
+    for (id, of_job) in &results {
+        let mut ends = ends(of_job);
+        ends.sort_unstable();
+        assert_eq!(ends, [(1, Succeeded), (2, Succeeded)], "{id}");
+    }
+    check_duplicates(&rig, results).await;
+}
+
+/// On the node that all share: it comes to no harm.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_deleted_under_its_consumer_is_declared_again_and_consumed() {
+    let (rig, url) = rig(Broker::shared().await.vhost().await).await;
+    rig.publish("job-1", &rig.gated("gate")).await;
+    let worker = worker(&rig, &url, "slots = 2");
+    rig.wait_for_begun(1).await;
+    let before = worker.lines();
+    rig.vhost().ctl(&["delete_queue", &rig.names.pool_queue(POOL)]).await;
+    worker.wait_for_line_after(before, is_not_consuming);
+    worker.wait_for_line_after(before, is_consuming);
+
+    rig.publish("job-2", &json!({ "command": ["true"] })).await;
+    let mut results = rig.wait_for_ends(["job-2".to_owned()]).await;
+    rig.open("gate");
+    results.extend(rig.wait_for_ends(["job-1".to_owned()]).await);
+    stop(&rig, worker).await;
+    assert_once(&results);
+}
+
+/// A rig on a virtual host of RabbitMQ, and the address for workers.
+async fn rig(vhost: Vhost) -> (Rig<Amqp>, String) {
+    let url = vhost.url();
+    let addresses = Addresses::parse(&url).expect("the broker's own address");
+    let broker = Amqp::new(AmqpConfig::new(addresses));
+    (Rig::new(broker, Sessions::Amqp(vhost)).await, url)
+}
+
+/// Starts a worker for the rig's pool, with these lines in its file.
+fn worker(rig: &Rig<Amqp>, url: &str, lines: &str) -> Running {
+    let file = rig.path(&format!("{}.toml", lines.len()));
+    let mark = &rig.mark;
+    let pool = format!("pool = \"{POOL}\"\n{lines}\n[env]\n{MARK} = \"{mark}\"\n");
+    std::fs::write(&file, pool).expect("the test's own folder can be written");
+    let file = file.to_str().expect("a path in ASCII");
+    Cli::new(["worker", file, "--metrics-addr", "127.0.0.1:0"])
+        .env("SYNTHEX_AMQP_URL", url)
+        .limit(PATIENCE)
+        .spawn()
+}
+
+/// Publishes jobs that take a quarter of a second each, and say that they run.
+async fn publish_short_jobs(rig: &Rig<Amqp>, count: usize) -> BTreeSet<String> {
+    let ids: BTreeSet<String> = (0..count).map(|number| format!("job-{number:03}")).collect();
+    let begun = rig.path("begun");
+    let script = format!(
+        "echo $SYNTHEX_JOB_ID $SYNTHEX_ATTEMPT >>{}; sleep 0.25",
+        begun.display()
+    );
+    let body = json!({ "script": script }).to_string();
+    rig.publish_all(ids.iter().map(|id| (id.clone(), body.clone()))).await;
+    ids
+}
+
+/// Stops a worker in good order.
+async fn stop(rig: &Rig<Amqp>, worker: Running) {
+    worker.signal(Signal::TERM);
+    let finished = tokio::task::spawn_blocking(|| worker.wait()).await.expect("it ends");
+    let finished = finished.expect_code(0);
+    assert!(finished.stderr.contains("tasks left: none"), "{}", finished.stderr);
+    assert!(!finished.stderr.contains("ERROR"), "{}", finished.stderr);
+    assert!(!finished.stderr.contains("panicked"), "{}", finished.stderr);
+    assert_eq!(rig.processes(), [""; 0], "commands outlive their worker");
+    rig.assert_queue_is_empty().await;
+}
+
+/// One result for each job, of its first attempt.
+fn assert_once(results: &Results) {
+    for (id, results) in results {
+        assert_eq!(ends(results), [(1, Succeeded)], "{id}");
+    }
+}
+
+/// No attempt was started twice; whatever came twice of one attempt is the same result, and the other results of a job are
+/// of higher attempts. Takes the results that came later, too.
+async fn check_duplicates(rig: &Rig<Amqp>, mut results: Results) {
+    for (id, more) in rig.results().await {
+        results.entry(id).or_default().extend(more);
+    }
+    for (id, of_job) in results {
+        assert!(
+            of_job.iter().all(|result| result.status == Succeeded),
+            "{id}: {of_job:#?}"
+        );
+        for result in &of_job {
+            let same = of_job.iter().find(|other| other.attempt == result.attempt);
+            assert_eq!(same, Some(result), "two results of one attempt");
+        }
+    }
+    let begun = rig.begun();
+    assert_eq!(
+        begun.iter().collect::<BTreeSet<_>>().len(),
+        begun.len(),
+        "an attempt was started twice: {begun:?}"
+    );
+}
+
+fn is_consuming(line: &str) -> bool {
+    line.contains("consuming") && !line.contains("not consuming") && !line.contains("stopped consuming")
+}
+
+fn is_not_consuming(line: &str) -> bool {
+    line.contains("not consuming")
+}
+
+/// Waits until it has printed so many lines with these words.
+fn wait_for_lines(worker: &Running, count: usize, words: &str) {
+    let printed = || worker.stderr().lines().filter(|line| line.contains(words)).count() >= count;
+    wait_until(PATIENCE, &format!("{count} lines with {words:?}"), printed);
+}
+
+async fn wait_for_alarm(broker: &Broker, wanted: bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while (broker.eval("rabbit_alarm:get_alarms().").await != "[]") != wanted {
+        assert!(Instant::now() < deadline, "the alarm does not become {wanted}");
+    }
+}
+
+/// A metric of a worker that has logged where its metrics are, named without its prefix.
+fn scrape(log_line: &str, name: &str) -> f64 {
+    let (_, rest) = log_line.split_once("http://").expect("an address");
+    let (address, _) = rest.split_once('/').expect("a path");
+    let mut stream = TcpStream::connect(address).expect("the worker serves metrics");
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("the worker reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("the worker answers");
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix("synthex_")?.strip_prefix(name)?.strip_prefix(' '));
+    value
+        .unwrap_or_else(|| panic!("no metric {name}: {text}"))
+        .parse()
+        .expect("a number")
+}
