@@ -23,6 +23,7 @@ use crate::transport::{BrokerObserver, Transport, TransportError};
 use crate::worker::event::{Event, Observer, Observers};
 use crate::worker::log::EventLog;
 use crate::worker::{Ending, Identity, Worker};
+use signals::Signals;
 
 /// Restarts that are still a stumble; more in that time are a fall.
 const RESTARTS: Budget = Budget {
@@ -56,6 +57,9 @@ pub enum StartError {
     /// The metrics could not be set up.
     #[error("set up metrics: {0}")]
     Metrics(#[from] metrics::MetricsError),
+    /// Signals could not be caught.
+    #[error("catch signals: {0}")]
+    Signals(#[source] std::io::Error),
     /// The address for the metrics cannot be used.
     #[error("{0}")]
     Bind(#[source] std::io::Error),
@@ -89,6 +93,7 @@ pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
 
 /// What every worker has, whatever its transport.
 struct Parts {
+    signals: Signals,
     metrics: Metrics,
     health: Health,
     observer: Arc<dyn Observer>,
@@ -108,6 +113,7 @@ impl Parts {
             Arc::new(EventLog),
         ]));
         Ok(Self {
+            signals: Signals::new().map_err(StartError::Signals)?,
             metrics,
             health,
             observer,
@@ -138,16 +144,16 @@ impl Parts {
     }
 
     fn tree<T: Transport>(
-        &self,
+        self,
         worker: &Worker<T>,
         pools: Vec<Pool>,
         listener: Option<TcpListener>,
         shutdown: &Shutdown,
     ) -> Supervisor {
         let mut tree = Supervisor::new("worker", Strategy::OneForOne, RESTARTS, self.tasks.clone());
-        tree = tree.child(signals::child(shutdown.clone(), self.observer.clone()));
+        tree = tree.child(signals::child(self.signals, shutdown.clone(), self.observer.clone()));
         if let Some(listener) = listener {
-            tree = tree.child(self.metrics_server(listener));
+            tree = tree.child(metrics_server(listener, self.metrics, self.health));
         }
         for pool in pools {
             for child in worker.children(&Arc::new(pool)) {
@@ -156,15 +162,14 @@ impl Parts {
         }
         tree
     }
+}
 
-    fn metrics_server(&self, listener: TcpListener) -> Child {
-        let (metrics, health) = (self.metrics.clone(), self.health.clone());
-        let listener = Arc::new(listener);
-        Child::new("metrics_server", Restart::Permanent, move |shutdown| {
-            let (listener, metrics, health) = (listener.clone(), metrics.clone(), health.clone());
-            async move { Ok(metrics::serve(listener, metrics, health, shutdown).await?) }
-        })
-    }
+fn metrics_server(listener: TcpListener, metrics: Metrics, health: Health) -> Child {
+    let listener = Arc::new(listener);
+    Child::new("metrics_server", Restart::Permanent, move |shutdown| {
+        let (listener, metrics, health) = (listener.clone(), metrics.clone(), health.clone());
+        async move { Ok(metrics::serve(listener, metrics, health, shutdown).await?) }
+    })
 }
 
 fn info(pool: &Pool) -> PoolInfo {

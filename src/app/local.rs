@@ -136,7 +136,8 @@ pub async fn run(
             report,
             ending: worker.ending,
         },
-        cut_short: desk.cut_short,
+        // A worker that stopped first ends the desk before it has seen the drain.
+        cut_short: desk.cut_short || (!desk.exhausted && error.is_none()),
         unfinished: desk.open.into_values().collect(),
         error,
     })

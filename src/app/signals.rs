@@ -3,19 +3,26 @@
 use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Mutex;
 
 use crate::supervise::{Child, Restart, Shutdown, TaskError};
 use crate::worker::event::{Event, Observer};
 
 /// The task that turns signals into the shutdown of everything. It is added first, so it hears signals to the end.
-pub(super) fn child(everything: Shutdown, observer: Arc<dyn Observer>) -> Child {
+pub(super) fn child(signals: Signals, everything: Shutdown, observer: Arc<dyn Observer>) -> Child {
+    let signals = Arc::new(Mutex::new(signals)); // held by the task that listens, also after a restart
     Child::new("signals", Restart::Permanent, move |own| {
-        listen(everything.clone(), observer.clone(), own)
+        listen(signals.clone(), everything.clone(), observer.clone(), own)
     })
 }
 
-async fn listen(everything: Shutdown, observer: Arc<dyn Observer>, own: Shutdown) -> Result<(), TaskError> {
-    let mut signals = Signals::new()?;
+async fn listen(
+    signals: Arc<Mutex<Signals>>,
+    everything: Shutdown,
+    observer: Arc<dyn Observer>,
+    own: Shutdown,
+) -> Result<(), TaskError> {
+    let mut signals = signals.lock().await;
     loop {
         tokio::select! {
             // Our own shutdown comes last, when all others have ended.
@@ -36,13 +43,18 @@ fn obey(name: &str, everything: &Shutdown, observer: &dyn Observer) {
     }
 }
 
-struct Signals {
+/// The signals, caught from the moment this is made.
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    /// Catches the signals from now on, so that none ends the process undrained.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

@@ -107,6 +107,6 @@ pub(super) fn start_failure(error: &StartError) -> Failure {
     match error {
         StartError::Bind(_) => Failure::new(Exit::Config, format!("failed to {error}")),
         StartError::Transport(error) => broker_failure(error),
-        StartError::Metrics(_) => Failure::new(Exit::Failure, format!("failed to {error}")),
+        StartError::Metrics(_) | StartError::Signals(_) => Failure::new(Exit::Failure, format!("failed to {error}")),
     }
 }

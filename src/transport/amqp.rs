@@ -123,7 +123,6 @@ impl Transport for Amqp {
 
 /// AMQP reply codes that decide what an error means.
 mod reply {
-    pub(super) const CONNECTION_FORCED: u16 = 320;
     pub(super) const ACCESS_REFUSED: u16 = 403;
     pub(super) const NOT_FOUND: u16 = 404;
     pub(super) const RESOURCE_LOCKED: u16 = 405;

@@ -39,16 +39,19 @@ const QUIET: Duration = Duration::from_secs(1);
 enum Mode {
     /// With the pool's prefetch.
     Full,
-    /// With a prefetch of one, past a message that cannot be read.
-    OneByOne,
+    /// With a prefetch of one, past a message that cannot be read, until so many others have come through: as many as
+    /// may have been in hand with it.
+    OneByOne(u16),
 }
 
 /// Why consuming came to an end.
 enum End {
     /// The subscription ended by itself.
     Of(SubscriptionEnd),
-    /// One by one, and there is nothing more to get past.
+    /// One by one, and a delivery came through.
     Passed,
+    /// One by one, and nothing more comes.
+    Quiet,
     /// The worker drains.
     Stopped,
 }
@@ -126,10 +129,15 @@ impl<T: Transport> Intake<T> {
         match end {
             End::Of(SubscriptionEnd::Lost(reason)) => self.wait(reason, backoff, shutdown).await,
             End::Stopped => self.wait("the worker stops".to_owned(), backoff, shutdown).await,
-            End::Passed => {}
+            End::Passed => {
+                if let Mode::OneByOne(left @ 2..) = mode {
+                    return Mode::OneByOne(left - 1);
+                }
+            }
+            End::Quiet => {}
             End::Of(SubscriptionEnd::Unreadable(reason)) => {
                 self.pass(&reason, mode, shutdown).await;
-                return Mode::OneByOne;
+                return Mode::OneByOne(self.pool.prefetch);
             }
         }
         Mode::Full
@@ -155,7 +163,7 @@ impl<T: Transport> Intake<T> {
     fn request(&self, mode: Mode) -> Subscribe {
         let (prefetch, topology) = match mode {
             Mode::Full => (self.pool.prefetch, self.topology.clone()),
-            Mode::OneByOne => (1, Arc::default()), // all is declared by then
+            Mode::OneByOne(_) => (1, Arc::default()), // all is declared by then
         };
         Subscribe {
             queue: self.queue.clone(),
@@ -176,7 +184,7 @@ impl<T: Transport> Intake<T> {
         loop {
             let delivery = tokio::select! {
                 () = shutdown.draining() => break,
-                () = tokio::time::sleep(QUIET), if mode == Mode::OneByOne => return End::Passed,
+                () = tokio::time::sleep(QUIET), if mode != Mode::Full => return End::Quiet,
                 delivery = subscription.next() => delivery,
             };
             let Some(delivery) = delivery else {
@@ -187,7 +195,7 @@ impl<T: Transport> Intake<T> {
                 sent = self.deliveries.send(delivery) => if sent.is_err() { return End::Stopped },
                 () = shutdown.draining() => break, // no room: the delivery is dropped, and so given back
             }
-            if mode == Mode::OneByOne {
+            if mode != Mode::Full {
                 return End::Passed;
             }
         }

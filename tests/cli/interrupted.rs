@@ -57,11 +57,12 @@ fn a_run_that_is_stopped_while_nobody_has_opened_its_pipe_ends() {
     let bench = Bench::new();
     let fifo = bench.arg("fifo");
     Cli::program("mkfifo", [&fifo]).run().expect_code(0);
+    let first = bench.jobs("first.jsonl", &[json!({"command": ["echo", "a"]})]);
     let running = bench
-        .marked(run(&["-vv", &fifo]))
+        .marked(run(&[&first, &fifo]))
         .limit(Duration::from_secs(20))
         .spawn();
-    running.wait_for_line(|line| line.contains("consuming"));
+    running.wait_for_stdout_line(|line| line == "a");
     running.signal(Signal::TERM);
     let finished = running.wait().expect_code(3);
     assert!(

@@ -16,6 +16,8 @@ use super::session::{Connector, Session};
 use super::{operation_error, reply, reply_code, short, wire};
 use crate::transport::{BrokerEvent, BrokerObserver, Publication, PublishError, Routing, TransportError};
 
+/// Addresses that the broker makes up; one that it did not make up ends the connection.
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 /// Publishes under way at once.
 const CHANNELS: usize = 32;
 
@@ -121,12 +123,18 @@ fn failed(publication: &Publication, error: &lapin::Error) -> PublishError {
             let operation = format!("publish to exchange {:?}", publication.exchange);
             PublishError::Transport(operation_error(&operation, error))
         }
-        Some(reply::CONNECTION_FORCED) | None => unknown(publication, error.to_string()),
-        Some(_) => {
+        Some(_) if is_answer_to(publication, error) => {
             let (exchange, routing_key) = route(publication);
             PublishError::Refused { exchange, routing_key }
         }
+        _ => unknown(publication, error.to_string()),
     }
+}
+
+/// Whether an error is about this message. The end of the whole connection may be about another one on it, unless this
+/// one has an address that is known to bring it about.
+fn is_answer_to(publication: &Publication, error: &lapin::Error) -> bool {
+    error.is_amqp_soft_error() || publication.routing_key.starts_with(DIRECT_REPLY_TO)
 }
 
 fn unknown(publication: &Publication, reason: String) -> PublishError {
