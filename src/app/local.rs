@@ -9,12 +9,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::{Ended, Parts, StartError};
 use crate::config::Pool;
-use crate::message::envelope::JSON;
 use crate::message::{Envelope, JobId, JobResult, Properties};
 use crate::supervise::Shutdown;
 use crate::transport::memory::{Memory, MemorySubscription};
@@ -203,12 +201,9 @@ impl<Src: Source, Snk: Sink> Desk<Src, Snk> {
 
     fn job(&self, id: &JobId, correlation_id: String, body: Bytes) -> Publication {
         let properties = Properties {
-            content_type: Some(JSON.to_owned()),
-            message_id: Some(id.to_string()),
             correlation_id: Some(correlation_id),
             reply_to: Some(self.reply_to.clone()),
-            timestamp: u64::try_from(Timestamp::now().as_second()).ok(),
-            ..Properties::default()
+            ..Properties::of_job(id)
         };
         Publication {
             exchange: self.jobs.clone(),

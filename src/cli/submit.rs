@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use clap::Args;
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::broker_args::{BrokerArgs, ConnectArgs, Patience};
 use super::exit::{Exit, Failure};
 use super::job_args::JobArgs;
 use super::{print, run as local};
-use crate::message::envelope::JSON;
 use crate::message::{Envelope, Job, JobId, JobResult, Properties, Span};
 use crate::transport::amqp::Amqp;
 use crate::transport::topology::Names;
@@ -161,13 +159,10 @@ impl Client {
 
     fn publication(&self, job: &Job, id: &JobId, reply_to: Option<String>) -> Publication {
         let properties = Properties {
-            content_type: Some(JSON.to_owned()),
-            message_id: Some(id.to_string()),
             correlation_id: reply_to.is_some().then(|| id.to_string()),
             reply_to,
             priority: self.priority,
-            timestamp: u64::try_from(Timestamp::now().as_second()).ok(),
-            ..Properties::default()
+            ..Properties::of_job(id)
         };
         Publication {
             exchange: self.names.jobs(),

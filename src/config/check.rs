@@ -9,6 +9,7 @@ use toml::{Table, Value};
 use super::file::{MAX_SLOTS, PoolFile};
 use super::keys::{self, ENV, Key, KeyPath, TABLE};
 use crate::message::Job;
+use crate::message::units::quoted;
 
 /// What is wrong with a setting, or with the file.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,9 +28,6 @@ impl Problem {
         }
     }
 }
-
-/// Most characters of a value that a message quotes.
-const QUOTED_MAX: usize = 64;
 
 /// Longest name of a pool, so that its queue's name stays within AMQP's 255 bytes.
 const POOL_NAME_MAX: usize = 64;
@@ -126,14 +124,6 @@ fn mismatch(expected: &str, got: &Value, secret: bool) -> String {
         Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) => got.to_string(),
     };
     format!("expected {expected}, got {got}")
-}
-
-/// Quotes a text, escaped and cut.
-fn quoted(text: &str) -> String {
-    match text.char_indices().nth(QUOTED_MAX) {
-        None => format!("{text:?}"),
-        Some((cut, _)) => format!("{:?}…", &text[..cut]),
-    }
 }
 
 /// Checks what the types of a pool's own keys can't hold.

@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use super::decode::JobError;
+use super::id::JobId;
 use super::units::quoted;
 
 /// A message as it travels: properties and a body.
@@ -27,6 +29,10 @@ pub struct Envelope {
 pub struct Properties {
     /// The form of the body, such as `application/json`.
     pub content_type: Option<String>,
+    /// How the body is packed, such as `gzip`; not looked at, but passed on.
+    pub content_encoding: Option<String>,
+    /// The program that published; not looked at, but passed on.
+    pub app_id: Option<String>,
     /// The job's id, or `<job id>/<attempt>` of a result.
     pub message_id: Option<String>,
     /// Chosen by the producer, echoed in the result.
@@ -54,6 +60,8 @@ pub enum HeaderValue {
     Int(i64),
     /// True or false.
     Bool(bool),
+    /// A number with a fraction.
+    Float(f64),
     /// A list of values.
     List(Vec<HeaderValue>),
     /// Values by name.
@@ -92,6 +100,16 @@ pub mod header {
 pub const JSON: &str = "application/json";
 
 impl Properties {
+    /// The properties of a job that is published now under this id; who publishes adds where replies go.
+    pub fn of_job(id: &JobId) -> Self {
+        Self {
+            content_type: Some(JSON.to_owned()),
+            message_id: Some(id.to_string()),
+            timestamp: u64::try_from(Timestamp::now().as_second()).ok(),
+            ..Self::default()
+        }
+    }
+
     /// Checks that the message doesn't say that it is something else than JSON.
     ///
     /// None at all or an empty one is accepted, and so is one with parameters

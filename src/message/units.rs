@@ -36,7 +36,7 @@ impl ParseError {
 const QUOTED_MAX: usize = 64;
 
 /// Quotes `text` for an error message: escaped, and cut to 64 characters.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     match text.char_indices().nth(QUOTED_MAX) {
         None => format!("{text:?}"),
         Some((cut, _)) => format!("{:?}…", &text[..cut]),

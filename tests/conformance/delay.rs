@@ -81,6 +81,7 @@ fn everything() -> Envelope {
         ("least", HeaderValue::Int(i64::MIN)),
         ("zero", HeaderValue::Int(0)),
         ("yes", HeaderValue::Bool(true)),
+        ("half", HeaderValue::Float(0.5)),
         ("no", HeaderValue::Bool(false)),
         (
             "list",
@@ -95,6 +96,8 @@ fn everything() -> Envelope {
         body: (0..=u8::MAX).cycle().take(10_000).collect::<Bytes>(),
         properties: Properties {
             content_type: some("application/json"),
+            content_encoding: some("identity"),
+            app_id: some("producer"),
             message_id: some("id/1"),
             correlation_id: some("correlation"),
             reply_to: some("replies"),

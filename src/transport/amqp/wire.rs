@@ -19,8 +19,10 @@ const PERSISTENT: u8 = 2;
 /// When one of them is longer than AMQP's 255 bytes.
 pub(super) fn properties(properties: &Properties) -> Result<BasicProperties, TransportError> {
     type Setter = fn(BasicProperties, ShortString) -> BasicProperties;
-    let texts: [(&Option<String>, Setter); 6] = [
+    let texts: [(&Option<String>, Setter); 8] = [
         (&properties.content_type, BasicProperties::with_content_type),
+        (&properties.content_encoding, BasicProperties::with_content_encoding),
+        (&properties.app_id, BasicProperties::with_app_id),
         (&properties.message_id, BasicProperties::with_message_id),
         (&properties.correlation_id, BasicProperties::with_correlation_id),
         (&properties.reply_to, BasicProperties::with_reply_to),
@@ -50,6 +52,8 @@ pub(super) fn envelope(properties: BasicProperties, body: Vec<u8>) -> Envelope {
         body: Bytes::from(body),
         properties: Properties {
             content_type: text(properties.content_type()),
+            content_encoding: text(properties.content_encoding()),
+            app_id: text(properties.app_id()),
             message_id: text(properties.message_id()),
             correlation_id: text(properties.correlation_id()),
             reply_to: text(properties.reply_to()),
@@ -77,6 +81,7 @@ fn value(header: &HeaderValue) -> Result<Option<AMQPValue>, TransportError> {
         HeaderValue::Text(text) => AMQPValue::LongString(text.as_str().into()),
         HeaderValue::Int(number) => AMQPValue::LongLongInt(*number),
         HeaderValue::Bool(flag) => AMQPValue::Boolean(*flag),
+        HeaderValue::Float(number) => AMQPValue::Double(*number),
         HeaderValue::List(items) => {
             let mut list = FieldArray::default();
             for item in items {
@@ -101,6 +106,8 @@ fn header(value: &AMQPValue) -> HeaderValue {
         AMQPValue::LongString(text) => HeaderValue::Text(String::from_utf8_lossy(text.as_bytes()).into_owned()),
         AMQPValue::ShortString(text) => HeaderValue::Text(text.to_string()),
         AMQPValue::Boolean(flag) => HeaderValue::Bool(*flag),
+        AMQPValue::Double(number) => HeaderValue::Float(*number),
+        AMQPValue::Float(number) => HeaderValue::Float(f64::from(*number)),
         AMQPValue::ShortShortInt(number) => HeaderValue::Int(i64::from(*number)),
         AMQPValue::ShortShortUInt(number) => HeaderValue::Int(i64::from(*number)),
         AMQPValue::ShortInt(number) => HeaderValue::Int(i64::from(*number)),
