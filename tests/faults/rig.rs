@@ -31,6 +31,8 @@ use crate::support::process::{alive_with_env, eventually};
 pub const POOL: &str = "faults";
 /// How long anything may take that has to come.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one attempt to subscribe may take.
+const SUBSCRIBE_BOUND: Duration = Duration::from_secs(8);
 /// How often a broker is asked for what it tells nobody unasked.
 const POLL: Duration = Duration::from_millis(50);
 /// Where every result ends, whatever becomes of the connections of who asked.
@@ -290,11 +292,13 @@ impl<T: Transport> Rig<T> {
         };
         let trying = async {
             loop {
-                match self.broker.subscribe(&request).await {
-                    Ok(subscription) => return subscription,
-                    // A broker that has just started is not all there yet.
-                    Err(error) if error.is_transient() => tokio::time::sleep(POLL).await,
-                    Err(error) => panic!("subscribe to {queue}: {error}"),
+                // A broker that has just started may leave an attempt without an answer: as the intake, bound each one.
+                match tokio::time::timeout(SUBSCRIBE_BOUND, self.broker.subscribe(&request)).await {
+                    Ok(Ok(subscription)) => return subscription,
+                    // Nor is it all there yet when it does answer.
+                    Ok(Err(error)) if error.is_transient() => tokio::time::sleep(POLL).await,
+                    Ok(Err(error)) => panic!("subscribe to {queue}: {error}"),
+                    Err(_) => {}
                 }
             }
         };
