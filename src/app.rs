@@ -13,6 +13,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use crate::config::Pool;
+use crate::executor::SpawnerOptions;
+pub use crate::executor::{CgroupChoice, Spawners, StartError as SpawnersError};
 use crate::flow::channel::Channels;
 use crate::message::JobId;
 use crate::metrics::{self, Health, Metrics, PoolInfo};
@@ -31,10 +33,20 @@ const RESTARTS: Budget = Budget {
     within: Duration::from_secs(60),
 };
 
+/// Starts the helper processes of a worker, which is to be done before there is a runtime.
+///
+/// # Errors
+/// When a process cannot be started, or a cgroup that was named cannot be used.
+pub fn start_spawners(cgroup: CgroupChoice) -> Result<Spawners, SpawnersError> {
+    Spawners::start(SpawnerOptions::service(cgroup))
+}
+
 /// What `synthex worker` needs to know.
 pub struct ServeOptions {
     /// The pools to serve, at least one, each under its own name.
     pub pools: Vec<Pool>,
+    /// Who starts commands.
+    pub spawners: Spawners,
     /// The broker.
     pub addresses: Addresses,
     /// What the names of exchanges and queues begin with.
@@ -74,7 +86,7 @@ pub enum StartError {
 /// [`StartError`], before any job was taken.
 pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
     let shutdown = Shutdown::new();
-    let parts = Parts::new(&options.pools)?;
+    let parts = Parts::new(&options.pools, options.spawners)?;
     let listener = parts.bind(options.metrics_addr.as_deref()).await?;
     let mut config = AmqpConfig::new(options.addresses);
     config.observer = broker_observer(parts.observer.clone());
@@ -94,6 +106,7 @@ pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
 /// What every worker has, whatever its transport.
 struct Parts {
     signals: Signals,
+    spawners: Spawners,
     metrics: Metrics,
     health: Health,
     observer: Arc<dyn Observer>,
@@ -102,7 +115,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(pools: &[Pool]) -> Result<Self, StartError> {
+    fn new(pools: &[Pool], spawners: Spawners) -> Result<Self, StartError> {
         let (channels, tasks) = (Channels::default(), TaskAccounts::default());
         let infos: Vec<PoolInfo> = pools.iter().map(info).collect();
         let metrics = Metrics::new(&infos, channels.clone(), tasks.clone())?;
@@ -114,6 +127,7 @@ impl Parts {
         ]));
         Ok(Self {
             signals: Signals::new().map_err(StartError::Signals)?,
+            spawners,
             metrics,
             health,
             observer,
@@ -135,6 +149,7 @@ impl Parts {
         Worker {
             transport,
             names: Names::new(namespace),
+            spawners: self.spawners.clone(),
             identity: identity(),
             observer: self.observer.clone(),
             channels: self.channels.clone(),
@@ -152,6 +167,7 @@ impl Parts {
     ) -> Supervisor {
         let mut tree = Supervisor::new("worker", Strategy::OneForOne, RESTARTS, self.tasks.clone());
         tree = tree.child(signals::child(self.signals, shutdown.clone(), self.observer.clone()));
+        tree = tree.child(spawners_child(self.spawners));
         if let Some(listener) = listener {
             tree = tree.child(metrics_server(listener, self.metrics, self.health));
         }
@@ -162,6 +178,19 @@ impl Parts {
         }
         tree
     }
+}
+
+fn spawners_child(spawners: Spawners) -> Child {
+    Child::new("spawners", Restart::Permanent, move |shutdown| {
+        let spawners = spawners.clone();
+        async move {
+            tokio::select! {
+                () = spawners.run() => {}
+                () = shutdown.draining() => {}
+            }
+            Ok(())
+        }
+    })
 }
 
 fn metrics_server(listener: TcpListener, metrics: Metrics, health: Health) -> Child {

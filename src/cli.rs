@@ -4,6 +4,7 @@
 //! is made here.
 
 mod broker_args;
+mod cgroup_args;
 mod config;
 mod environment;
 pub mod exit;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::app::{self, CgroupChoice, Spawners, SpawnersError};
 use exit::{Exit, Failure};
 
 /// How long blocking work may go on after everything else has ended.
@@ -65,6 +67,15 @@ enum Command {
 }
 
 impl Command {
+    /// The cgroup to use, of a subcommand that runs commands.
+    fn cgroup(&self) -> Option<CgroupChoice> {
+        match self {
+            Self::Run(args) => Some(args.cgroup.cgroup.clone()),
+            Self::Worker(args) => Some(args.cgroup.cgroup.clone()),
+            _ => None,
+        }
+    }
+
     /// How much is logged unless asked otherwise: a service tells what it does, a client what goes wrong, and what
     /// goes wrong in a local run is in its results.
     fn usual_level(&self) -> logging::Usual {
@@ -74,6 +85,19 @@ impl Command {
             _ => logging::Usual::Warn,
         }
     }
+}
+
+/// Why a subcommand finds spawners.
+const RUNS_COMMANDS: &str = "they were started for every subcommand that runs commands";
+
+fn start_spawners(cgroup: CgroupChoice) -> Result<Spawners, Failure> {
+    app::start_spawners(cgroup).map_err(|error| {
+        let exit = match error {
+            SpawnersError::Process(_) => Exit::Failure,
+            SpawnersError::Cgroup(_) => Exit::Config,
+        };
+        Failure::new(exit, format!("failed to {error}"))
+    })
 }
 
 /// Reads the arguments, does what they say, and returns the exit code.
@@ -103,14 +127,16 @@ fn usage(error: &clap::Error) -> ExitCode {
 }
 
 fn execute(command: Command) -> Result<Exit, Failure> {
+    // Before there are threads.
+    let spawners = command.cgroup().map(start_spawners).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failure, format!("failed to start the runtime: {error}")))?;
     let exit = runtime.block_on(async {
         match command {
-            Command::Run(args) => run::run(args).await,
-            Command::Worker(args) => worker::run(args).await,
+            Command::Run(args) => run::run(args, spawners.expect(RUNS_COMMANDS)).await,
+            Command::Worker(args) => worker::run(args, spawners.expect(RUNS_COMMANDS)).await,
             Command::Submit(args) => submit::run(args).await,
             Command::Schema(args) => schema::run(&args).await,
             Command::Config(command) => config::run(command).await,

@@ -1,86 +1,218 @@
 //! Runs one command and says how it ended.
 //!
-//! [`execute`] takes a [`Run`], which is everything the command gets (nothing is inherited from the
-//! worker but its user, its limits and its umask), and gives an [`Outcome`]. A command that fails,
-//! or cannot be started, is an outcome too: there is no error. The rooms, in the order a run passes
-//! through them:
+//! [`execute`] takes a [`Run`], which is everything the command gets (nothing is inherited from the worker but its
+//! user, its limits and its umask), and gives an [`Outcome`]. A command that fails, or cannot be started, is an outcome
+//! too: there is no error.
 //!
-//! - `program` finds the program and checks the directory, and words what the kernel refuses;
-//! - `spawn` starts the process. It is the seam: whoever starts processes otherwise replaces this
-//!   file alone;
-//! - `limits` puts the resource limits on it;
-//! - `streams` feeds stdin and drains stdout and stderr, `output` holds the part of them that is
-//!   kept;
-//! - `ending` waits for the end, brings it about at the timeout, and collects what is left.
+//! No command is a child of the worker itself. A few small helper processes, the [`spawner`]s, are started before
+//! anything else; they fork *keepers*, and a keeper runs one command at a time. The worker gives it the command and the
+//! command's ends of three pipes, moves the bytes that come through the others, and waits for one answer. All else is
+//! the keeper's: the deadlines, the signals, the end of every process that the command started. So a busy or stopped
+//! worker is late for nothing, a dead one leaves nothing behind, and a large one is no slower to start a command.
+//!
+//! The rooms, in the order a run passes through them:
+//!
+//! - `request` puts a run into words, `program` says which files may be meant, and later why none could be started;
+//! - `client` lends out keepers, and replaces helpers that die; `protocol` is what both sides say;
+//! - [`spawner`] is the other side: the helper processes, and there `keeper`, `job`, `child`, `tree`;
+//! - `ending` decides, in the keeper, what comes when; `limits`, `cgroup` and `landlock` hold the command in;
+//! - `streams` feeds stdin and drains stdout and stderr, `output` holds the part of them that is kept;
+//! - `outcome` is what came of it.
 //!
 //! What holds whatever the command does:
 //!
-//! - when the future of `execute` has ended or was dropped, the command's process group was sent
-//!   SIGKILL while its number was still reserved, and its leader is dead and reaped (one that hangs
-//!   inside the kernel is reaped when it can be);
-//! - output is drained to the end of the run, whatever is kept of it: at most `max_output` bytes a
-//!   stream;
+//! - when [`execute`] returns, no process that the command started is left, whatever session, group or environment it
+//!   gave itself ([`Leftovers::Allow`] apart, and a process that hangs inside the kernel, which dies when it can);
+//! - when its future is dropped, or the worker dies, the same is true a moment later;
+//! - output is drained to the end of the run, whatever is kept of it: at most `max_output` bytes a stream;
 //! - no wait after the deadline plus `kill_grace` is without a bound.
 //!
-//! What it does not do: a process that leaves the group (`setsid`) is not found; it cannot hold the
-//! result up, but it lives on. Limits are per process, not per tree. Nothing is retried, but a
-//! start that found its program being written. Usage is not reported: for a child of the worker
-//! itself, the kernel's peak memory starts at the worker's own size, and a number that is wrong is
-//! worse than none.
+//! What it does not do: a command of the worker's own user can kill its keeper, which is the end of both; and what it
+//! asks of others to start for it (cron, systemd, a container engine) is not its own. Nothing is retried but a start
+//! that found its program being written.
 
+mod cgroup;
+mod client;
 mod ending;
+mod landlock;
 mod limits;
+mod outcome;
 mod output;
 mod program;
-mod spawn;
+mod protocol;
+mod request;
+pub mod spawner;
 mod streams;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::future::Future;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::message::{FailureKind, Limits, Output, SignalName, Usage};
+use crate::message::{Limits, SignalName};
+pub use cgroup::{CgroupError, Choice as CgroupChoice};
+use client::{Answer, Keeper};
+pub use client::{SpawnerOptions, Spawners, StartError};
+pub use outcome::{End, NotStarted, Outcome};
+use request::Request;
+use streams::Streams;
 
-/// Runs the command to its end, and kills what is left of its process group.
+/// How long output may go on after the last process of a run is gone: a process of another run may hold its pipes.
+const DRAIN_GRACE: Duration = Duration::from_millis(100);
+
+/// How long after the last moment at which it should have answered a keeper is taken for hung.
+const ANSWER_GRACE: Duration = Duration::from_secs(10);
+
+/// Keepers that are tried when one after the other dies before it has read the command.
+const TRIES: usize = 3;
+
+/// Runs the command to its end, and that of everything it started.
 ///
-/// Cancelling `stop` sends SIGKILL to the group at once; a run that was not started yet never is.
+/// Cancelling `stop` kills all of it at once; a run that was not started yet never is.
 ///
 /// # Cancel safety
 ///
-/// Dropping the future kills the group and reaps its leader; the outcome is lost.
-pub async fn execute(run: Run, stop: CancellationToken) -> Outcome {
-    let started_at = Timestamp::now();
-    let start = Instant::now();
-    let spawned = tokio::select! {
-        biased;
-        () = stop.cancelled() => return Outcome::without_start(End::Cancelled, start.elapsed()),
-        spawned = spawn::spawn(&run) => spawned,
-    };
-    let spawn_time = start.elapsed();
-    let (child, pipes) = match spawned {
-        Ok(started) => started,
-        Err(reason) => return Outcome::without_start(End::NotStarted(reason), spawn_time),
-    };
-    let ended = ending::see_through(child, pipes, &run, &stop).await;
-    Outcome {
-        end: ended.end,
-        stdout: ended.stdout,
-        stderr: ended.stderr,
-        started_at: Some(started_at),
-        finished_at: ended.finished_at,
-        duration: ended.finished.duration_since(start),
-        usage: None,
-        spawn_time,
-        kill_time: ended.kill_time,
+/// Dropping the future has all of it killed; the outcome is lost.
+pub async fn execute(spawners: &Spawners, run: Run, stop: CancellationToken) -> Outcome {
+    let mut tries = 1;
+    loop {
+        let clock = Clock::start();
+        let over = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Outcome::without_start(End::Cancelled, clock.elapsed()),
+            begun = begin(spawners, &run) => match begun {
+                Ok(running) => running.see_through(spawners, &run, &stop, clock).await,
+                Err(reason) => return Outcome::without_start(End::NotStarted(reason), clock.elapsed()),
+            },
+        };
+        match over {
+            Some(outcome) => return outcome,
+            None if tries < TRIES => tries += 1,
+            None => return Outcome::without_start(End::NotStarted(program::no_helper(None)), clock.elapsed()),
+        }
     }
+}
+
+/// When a run began, on both clocks.
+#[derive(Clone, Copy)]
+struct Clock {
+    wall: Timestamp,
+    start: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            wall: Timestamp::now(),
+            start: Instant::now(),
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+}
+
+/// A command that a keeper was given.
+struct Running {
+    keeper: Keeper,
+    streams: Streams,
+}
+
+/// Gives the command to a keeper.
+///
+/// # Errors
+///
+/// When it cannot be started as it was asked for; nothing of it runs then.
+async fn begin(spawners: &Spawners, run: &Run) -> Result<Running, NotStarted> {
+    let request = Request::new(run)?;
+    let keeper = spawners
+        .keeper()
+        .await
+        .map_err(|error| program::no_helper(Some(&error)))?;
+    let (pipes, theirs) = streams::pipes(run).map_err(|error| program::no_descriptors(&error))?;
+    // A keeper that is dead gives no answer, and that is where it is seen.
+    let _ = request.send(&keeper, &theirs);
+    Ok(Running {
+        keeper,
+        streams: Streams::new(pipes, run.stdin.clone(), run.max_output),
+    })
+}
+
+impl Running {
+    /// Moves bytes until the keeper answers, and has it make an end when one is wanted. `None` when it was not started
+    /// and another keeper may start it.
+    async fn see_through(
+        mut self,
+        spawners: &Spawners,
+        run: &Run,
+        stop: &CancellationToken,
+        clock: Clock,
+    ) -> Option<Outcome> {
+        let Some(answer) = self.answer(run, stop).await else {
+            spawners.discard(self.keeper).await;
+            return Some(Outcome::of_dead_helper(self.streams, clock, stop.is_cancelled()));
+        };
+        match answer {
+            Answer::Unread => None,
+            Answer::Died => {
+                within_grace(self.streams.ended()).await;
+                Some(Outcome::of_dead_helper(self.streams, clock, stop.is_cancelled()))
+            }
+            Answer::Failed(failure) => {
+                spawners.give_back(self.keeper);
+                let reason = program::explain(failure, run).await;
+                Some(Outcome::without_start(End::NotStarted(reason), clock.elapsed()))
+            }
+            Answer::Ended(report) => {
+                // What is in the pipes is all there will be. Where somebody else holds them, they are closed with what
+                // was read.
+                within_grace(self.streams.ended()).await;
+                match report.reusable {
+                    true => spawners.give_back(self.keeper),
+                    false => spawners.release(self.keeper).await,
+                }
+                Some(Outcome::of_report(&report, self.streams, run, clock))
+            }
+        }
+    }
+
+    /// The keeper's answer; `None` if it gives none when it should have long ago.
+    async fn answer(&mut self, run: &Run, stop: &CancellationToken) -> Option<Answer> {
+        let Self { keeper, streams } = self;
+        let by_itself = run
+            .timeout
+            .saturating_add(run.kill_grace)
+            .saturating_add(ending::KILL_WAIT);
+        let flow = async {
+            tokio::select! {
+                biased;
+                answer = keeper.answer() => Some(answer),
+                () = stop.cancelled() => {
+                    keeper.kill();
+                    timeout(ending::KILL_WAIT.saturating_add(ANSWER_GRACE), keeper.answer()).await.ok()
+                }
+                () = tokio::time::sleep(by_itself.saturating_add(ANSWER_GRACE)) => None,
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = flow => answer,
+            never = streams.flow() => match never {},
+        }
+    }
+}
+
+async fn within_grace(work: impl Future<Output = ()>) {
+    let _ = timeout(DRAIN_GRACE, work).await;
 }
 
 /// A command and everything it is given.
@@ -99,14 +231,64 @@ pub struct Run {
     pub stdin: Bytes,
     /// Wall clock time from the start until `term_signal`.
     pub timeout: Duration,
-    /// What the group is asked to end with at the timeout.
+    /// What all of it is asked to end with at the timeout.
     pub term_signal: SignalName,
     /// Time from `term_signal` until SIGKILL.
     pub kill_grace: Duration,
-    /// Put on the process right after its start, and inherited by what it starts; per process.
+    /// A warning of the timeout, if there is to be one.
+    pub warning: Option<Warning>,
+    /// What becomes of processes that the command leaves behind when it ends by itself.
+    pub leftovers: Leftovers,
+    /// For the whole tree where there is a cgroup to hold it, else for each process.
     pub limits: Limits,
+    /// What the command may do.
+    pub rights: Rights,
     /// Bytes kept of each stream, half from its start and half from its end.
     pub max_output: u64,
+}
+
+/// A signal before the timeout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// How long before the timeout it is sent.
+    pub before: Duration,
+    /// What is sent.
+    pub signal: SignalName,
+}
+
+/// What becomes of processes that outlive the command when it ends by itself. At its timeout, and when it is stopped,
+/// all are killed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Leftovers {
+    /// They are killed, a moment after the command's end.
+    #[default]
+    Kill,
+    /// They live on, no longer the job's.
+    Allow,
+}
+
+/// What a command may do, over what its user may.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rights {
+    /// Who it runs as; `None` is the worker's own user. Needs a worker that is root.
+    pub user: Option<UserIds>,
+    /// The file mode creation mask; `None` is the worker's own.
+    pub umask: Option<u32>,
+    /// Whether it may gain rights by running setuid programs (sudo).
+    pub may_gain: bool,
+    /// The paths beneath which it may write (Landlock); `None` is wherever its user may.
+    pub writable: Option<Vec<PathBuf>>,
+}
+
+/// A user with all groups it is in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserIds {
+    /// The user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its supplementary groups.
+    pub groups: Vec<u32>,
 }
 
 /// Shows the program alone: arguments and environments hold secrets.
@@ -115,84 +297,5 @@ impl fmt::Debug for Run {
         f.debug_struct("Run")
             .field("program", &self.program)
             .finish_non_exhaustive()
-    }
-}
-
-/// How a run ended, and what it left.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// How it ended.
-    pub end: End,
-    /// What was kept of the command's stdout.
-    pub stdout: Output,
-    /// What was kept of the command's stderr.
-    pub stderr: Output,
-    /// Wall clock time just before the start; `None` when the command was not started.
-    pub started_at: Option<Timestamp>,
-    /// Wall clock time at which the command's own process was seen to have ended.
-    pub finished_at: Timestamp,
-    /// Monotonic time from `started_at` to `finished_at`; zero when the command was not started.
-    pub duration: Duration,
-    /// What the command used, where that can be told truly.
-    pub usage: Option<Usage>,
-    /// How long starting took, or failing to.
-    pub spawn_time: Duration,
-    /// Time from the first signal sent to make it end until its leader was dead; `None` when it
-    /// ended by itself.
-    pub kill_time: Option<Duration>,
-}
-
-impl Outcome {
-    fn without_start(end: End, spawn_time: Duration) -> Self {
-        Self {
-            end,
-            stdout: Output::empty(),
-            stderr: Output::empty(),
-            started_at: None,
-            finished_at: Timestamp::now(),
-            duration: Duration::ZERO,
-            usage: None,
-            spawn_time,
-            kill_time: None,
-        }
-    }
-}
-
-/// Why a run was over.
-#[derive(Clone, Debug, PartialEq)]
-pub enum End {
-    /// The command exited with this code.
-    Exited(i32),
-    /// The command was ended by a signal that was not sent from here.
-    Signaled(SignalName),
-    /// The timeout was reached, whatever the command made of its grace; both are `None` if SIGKILL
-    /// did not end it.
-    TimedOut {
-        /// The code, if it exited in its grace.
-        exit_code: Option<i32>,
-        /// The signal, if one ended it.
-        signal: Option<SignalName>,
-    },
-    /// `stop` was cancelled, before the start or during the run.
-    Cancelled,
-    /// The command could not be started.
-    NotStarted(NotStarted),
-}
-
-/// Why a command could not be started.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NotStarted {
-    /// The class of the reason.
-    pub kind: FailureKind,
-    /// What was wrong, with the name of what is at fault, and what helps.
-    pub message: String,
-}
-
-impl NotStarted {
-    fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-        }
     }
 }

@@ -20,6 +20,7 @@
 
 mod check;
 mod decode;
+mod ending;
 pub mod envelope;
 pub mod id;
 pub mod job;
@@ -31,6 +32,7 @@ mod timestamp;
 pub mod units;
 
 pub use decode::{JobError, peek_id};
+pub use ending::{EndedBy, Enforcer, LimitsApplied, Phases};
 pub use envelope::{Attempt, Envelope, HeaderValue, Properties, header};
 pub use id::JobId;
 pub use job::{Job, Work};

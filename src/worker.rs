@@ -36,6 +36,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use tokio::sync::Mutex;
 
 use crate::config::Pool;
+use crate::executor::Spawners;
 use crate::flow::channel::Channels;
 use crate::message::WorkerInfo;
 use crate::supervise::{Child, Restart, Shutdown, TaskAccounts, TaskError};
@@ -55,6 +56,8 @@ pub struct Worker<T> {
     pub transport: T,
     /// The namespace's names.
     pub names: Names,
+    /// Who starts commands.
+    pub spawners: Spawners,
     /// Who we are, in results; its `pool` is filled in a pool at a time.
     pub identity: Identity,
     /// Told of everything.

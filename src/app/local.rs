@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ended, Parts, StartError};
+use super::{Ended, Parts, Spawners, StartError};
 use crate::config::Pool;
 use crate::message::{Envelope, JobId, JobResult, Properties};
 use crate::supervise::Shutdown;
@@ -79,6 +79,7 @@ pub struct LocalEnd {
 /// [`StartError`], before any job was run.
 pub async fn run(
     pool: Pool,
+    spawners: Spawners,
     metrics_addr: Option<&str>,
     source: impl Source,
     sink: impl Sink,
@@ -105,7 +106,7 @@ pub async fn run(
         cut_short: false,
         failed: None,
     };
-    let parts = Parts::new(std::slice::from_ref(&pool))?;
+    let parts = Parts::new(std::slice::from_ref(&pool), spawners)?;
     let listener = parts.bind(metrics_addr).await?;
     let worker = parts.worker(broker, NAMESPACE, &shutdown);
     let tree = parts.tree(&worker, vec![pool], listener, &shutdown);

@@ -7,11 +7,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::cgroup_args::CgroupArgs;
 use super::exit::{Exit, Failure};
 use super::job_args::JobArgs;
 use super::lines::Lines;
 use super::worker::{config_failure, metrics_addr, start_failure};
 use super::{environment, print};
+use crate::app::Spawners;
 use crate::app::local::{self, LocalEnd, Sink, Source, Submission};
 use crate::config::{self, Overrides, Pool};
 use crate::message::{Job, JobId, JobResult, Output, Status};
@@ -51,11 +53,13 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "ADDR", env = "SYNTHEX_METRICS_ADDR", default_value = "none")]
     metrics_addr: String,
     #[command(flatten)]
+    pub(super) cgroup: CgroupArgs,
+    #[command(flatten)]
     job: JobArgs,
 }
 
 /// Runs the jobs and tells how they ended.
-pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(args: RunArgs, spawners: Spawners) -> Result<Exit, Failure> {
     let overrides = Overrides {
         slots: args.slots,
         prefetch: args.prefetch,
@@ -69,7 +73,7 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
         counts: BTreeMap::new(),
     };
     let metrics = metrics_addr(&args.metrics_addr);
-    let end = local::run(pool, metrics, source, &mut printer)
+    let end = local::run(pool, spawners, metrics, source, &mut printer)
         .await
         .map_err(|error| start_failure(&error))?;
     printer.summary(&end);

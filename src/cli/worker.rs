@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::broker_args::{BrokerArgs, broker_failure};
+use super::cgroup_args::CgroupArgs;
 use super::exit::{Exit, Failure};
 use super::print;
-use crate::app::{self, Ended, ServeOptions, StartError};
+use crate::app::{self, Ended, ServeOptions, Spawners, StartError};
 use crate::config::{self, ConfigErrors, Loaded, Overrides};
 
 /// Where the default pool is looked for before the compiled-in one is taken.
@@ -38,17 +39,20 @@ pub(super) struct WorkerArgs {
     )]
     metrics_addr: String,
     #[command(flatten)]
+    pub(super) cgroup: CgroupArgs,
+    #[command(flatten)]
     broker: BrokerArgs,
 }
 
 /// Serves until a signal ends it.
-pub(super) async fn run(args: WorkerArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(args: WorkerArgs, spawners: Spawners) -> Result<Exit, Failure> {
     let overrides = Overrides {
         slots: args.slots,
         prefetch: args.prefetch,
     };
     let loaded = load(&args.pools, &overrides)?;
     let options = ServeOptions {
+        spawners,
         pools: loaded.into_iter().map(|loaded| loaded.pool).collect(),
         addresses: args.broker.addresses()?,
         namespace: args.broker.namespace,

@@ -1,165 +1,396 @@
-//! Sees a started command to its end.
+//! How a run comes to its end: a machine that takes facts and the time, and says what is to be done.
 //!
-//! A run ends in one of three ways, and goes this road from there:
+//! A run goes this road, and every wait on it has a bound:
 //!
-//! 1. The leader exits, the timeout is reached, or `stop` is cancelled. Output flows all the while.
-//! 2. At the timeout only: `term_signal` and SIGCONT to the group, then up to `kill_grace` for the
-//!    leader to exit and for the rest of the group to let go of the output (a shell dies at once,
-//!    the server it started needs longer).
-//! 3. After an exit only: up to [`DRAIN_GRACE`] for the output to end, as what the leader started
-//!    may still be writing (`cmd > >(tee log)`).
-//! 4. SIGKILL to the group, always: what a command leaves running is not left.
-//! 5. The output that is still in the pipes, for at most [`DRAIN_GRACE`]: a process that left the
-//!    group may hold them.
-//! 6. The leader is reaped, and its number is free.
+//! 1. *Running*, until the command's own process (the leader) exits, the timeout is reached or a stop is asked for. A
+//!    warning is sent on the way, if one was asked for.
+//! 2. *Terminating*, at the timeout only: `term_signal`, then SIGCONT, to the whole tree, as a stopped process sees no
+//!    signal but SIGKILL; then up to `kill_grace` for all of the tree to be gone (a shell dies at once, the server it
+//!    started needs longer).
+//! 3. *Leaving*, after an exit only: what the leader left running may still be writing (`cmd > >(tee log)`), and has
+//!    [`LEAVE_GRACE`] to end by itself. With [`Leftovers::Allow`] it is released instead.
+//! 4. *Killing*: SIGKILL to whatever is left, again and again, until nothing is. One process that hangs inside the
+//!    kernel (a dead network disk) may be left after [`KILL_WAIT`], and is reaped when it can be.
 //!
-//! A timed-out run stays timed out, whatever the command exits with in its grace.
+//! A timed-out run stays timed out, whatever the command exits with in its grace. Nothing here looks at a clock or at a
+//! process, so a test walks it through any case without waiting.
 
-use std::future::Future;
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
+use super::Leftovers;
+use super::protocol::{Cause, Schedule};
+use crate::message::{EndedBy, SignalName};
 
-use super::spawn::{Child, Pipes};
-use super::streams::Streams;
-use super::{End, Run};
-use crate::message::{Output, SignalName};
+/// How long what a leader left may go on after its exit.
+const LEAVE_GRACE: Duration = Duration::from_millis(100);
 
-/// How long output may go on after the leader's exit, and again after SIGKILL, before its pipes are
-/// closed.
-const DRAIN_GRACE: Duration = Duration::from_millis(100);
+/// How long killed processes may take to be gone.
+pub(super) const KILL_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a leader may take to die of SIGKILL. One that sits in an uninterruptible call (a dead
-/// network disk) takes longer; it is reaped when it can be, and the run is reported without its
-/// exit.
-const KILL_WAIT: Duration = Duration::from_secs(5);
+/// How often a kill is repeated while something is left: new processes of a tree that goes on forking are seen at the
+/// death of their parents, this is for those that are not.
+const KILL_AGAIN: Duration = Duration::from_millis(10);
 
-/// What a run that was started came to.
-pub(super) struct Ended {
-    pub(super) end: End,
-    pub(super) stdout: Output,
-    pub(super) stderr: Output,
-    pub(super) finished_at: Timestamp,
-    pub(super) finished: Instant,
-    pub(super) kill_time: Option<Duration>,
+/// What happened to a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fact {
+    /// The leader has ended.
+    LeaderExited,
+    /// No process is left.
+    TreeGone,
+    /// The end is wanted now.
+    StopAsked,
+    /// Time has passed.
+    Tick,
 }
 
-/// Waits for the end of the command or brings it about, and leaves nothing of its group.
-///
-/// # Cancel safety
-///
-/// Dropping it kills the group and reaps the leader.
-pub(super) async fn see_through(child: Child, pipes: Pipes, run: &Run, stop: &CancellationToken) -> Ended {
-    let mut running = Running {
-        child,
-        streams: Streams::new(pipes, run.stdin.clone(), run.max_output),
-    };
-    let cause = running.wait(run.timeout, stop).await;
-    let kill_start = (cause != Cause::Exit).then(Instant::now);
-    if cause == Cause::Timeout {
-        running.terminate(run.term_signal, run.kill_grace, stop).await;
-    }
-    if cause != Cause::Exit {
-        running.kill().await;
-    }
-    let (finished_at, finished) = (Timestamp::now(), Instant::now());
-    if cause == Cause::Exit {
-        running.linger().await;
-        running.kill().await;
-    }
-    let (status, stdout, stderr) = running.clear_up().await;
-    let kill_time = kill_start.map(|start| finished - start);
-    Ended {
-        end: end(cause, status),
-        stdout,
-        stderr,
-        finished_at,
-        finished,
-        kill_time,
-    }
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Wait for the next fact, at most until [`Ending::due`].
+    Wait,
+    /// Send this signal to the whole tree.
+    Warn(SignalName),
+    /// Send this signal and SIGCONT to the whole tree.
+    Terminate(SignalName),
+    /// Send SIGKILL to the whole tree.
+    Kill,
+    /// It is over; what is left lives on.
+    Release,
+    /// It is over.
+    Done,
 }
 
-/// What ended the wait for a command.
-#[derive(Clone, Copy, PartialEq)]
-enum Cause {
-    Exit,
-    Timeout,
-    Stop,
+/// The state of a run's end.
+#[derive(Debug)]
+pub(super) struct Ending {
+    schedule: Schedule,
+    leftovers: Leftovers,
+    started: Instant,
+    stage: Stage,
+    cause: Cause,
+    warned: bool,
+    /// When the leader was seen to have ended.
+    exited: Option<Instant>,
+    ended_by: EndedBy,
+    /// When the first signal to make an end was sent.
+    kill_started: Option<Instant>,
+    finished: Option<Instant>,
 }
 
-/// A command at work.
-struct Running {
-    child: Child,
-    streams: Streams,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Running,
+    Terminating { until: Instant },
+    Leaving { until: Instant },
+    Killing { again: Instant, until: Instant },
+    Over,
 }
 
-impl Running {
-    /// Waits for the first cause to end the run. An exit that is there already comes before every
-    /// other one.
-    async fn wait(&mut self, limit: Duration, stop: &CancellationToken) -> Cause {
-        tokio::select! {
-            biased;
-            () = self.child.exited() => Cause::Exit,
-            () = stop.cancelled() => Cause::Stop,
-            () = tokio::time::sleep(limit) => Cause::Timeout,
-            never = self.streams.flow() => match never {},
+impl Ending {
+    /// A run whose program was loaded at `started`.
+    pub(super) fn new(schedule: Schedule, leftovers: Leftovers, started: Instant) -> Self {
+        Self {
+            schedule,
+            leftovers,
+            started,
+            stage: Stage::Running,
+            cause: Cause::Exit,
+            warned: false,
+            exited: None,
+            ended_by: EndedBy::Itself,
+            kill_started: None,
+            finished: None,
         }
     }
 
-    /// Asks the group to end and waits until it seems to have, the grace is over or `stop` is
-    /// cancelled.
-    async fn terminate(&mut self, signal: SignalName, grace: Duration, stop: &CancellationToken) {
-        self.child.signal_group(signal);
-        self.child.resume_group();
-        let gone = async { tokio::join!(self.child.exited(), self.streams.ended()) };
-        tokio::select! {
-            biased;
-            _ = gone => {}
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(grace) => {}
+    /// Takes a fact, and says what is to be done about it.
+    pub(super) fn on(&mut self, fact: Fact, now: Instant) -> Action {
+        match fact {
+            Fact::LeaderExited => self.leader_exited(now),
+            Fact::TreeGone => self.over(now, Action::Done),
+            Fact::StopAsked => self.stop(now),
+            Fact::Tick => self.tick(now),
         }
     }
 
-    /// Lets what the leader started finish its output.
-    async fn linger(&mut self) {
-        within_grace(self.streams.ended()).await;
+    /// When [`Fact::Tick`] is next of interest; `None` if never.
+    pub(super) fn due(&self) -> Option<Instant> {
+        match self.stage {
+            Stage::Running => self.warning().map(|(at, _)| at).or_else(|| self.deadline()),
+            Stage::Terminating { until } | Stage::Leaving { until } => Some(until),
+            Stage::Killing { again, until } => Some(again.min(until)),
+            Stage::Over => None,
+        }
     }
 
-    /// Kills the group and waits for the leader to be dead.
-    async fn kill(&mut self) {
-        self.child.kill();
-        let _ = timeout(KILL_WAIT, self.child.exited()).await;
+    /// What brought the end about.
+    pub(super) fn cause(&self) -> Cause {
+        self.cause
     }
 
-    /// Collects what is left of the output of a group that was killed, and reaps its leader.
-    async fn clear_up(mut self) -> (Option<ExitStatus>, Output, Output) {
-        within_grace(self.streams.ended()).await;
-        let status = self.child.reap();
-        let (stdout, stderr) = self.streams.into_outputs();
-        (status, stdout, stderr)
+    /// Whether the leader has ended.
+    pub(super) fn leader_has_exited(&self) -> bool {
+        self.exited.is_some()
+    }
+
+    /// Whether all that is left is to be killed.
+    pub(super) fn is_killing(&self) -> bool {
+        matches!(self.stage, Stage::Killing { .. })
+    }
+
+    /// The step at which the leader was gone.
+    pub(super) fn ended_by(&self) -> EndedBy {
+        self.ended_by
+    }
+
+    /// The time from the start to the leader's end or to the first signal to make one.
+    pub(super) fn run_time(&self) -> Duration {
+        let end = [self.exited, self.kill_started].into_iter().flatten().min();
+        end.map_or(Duration::ZERO, |end| end.duration_since(self.started))
+    }
+
+    /// The time from the start to the leader's end, or to the end of all waiting for it.
+    pub(super) fn lasted(&self) -> Duration {
+        let end = self.exited.or(self.finished);
+        end.map_or(Duration::ZERO, |end| end.duration_since(self.started))
+    }
+
+    /// The time from the first signal to make an end until nothing was left; `None` when there was none.
+    pub(super) fn kill_time(&self) -> Option<Duration> {
+        Some(self.finished?.duration_since(self.kill_started?))
+    }
+
+    fn leader_exited(&mut self, now: Instant) -> Action {
+        self.exited = Some(now);
+        self.ended_by = match self.stage {
+            Stage::Running if self.warned => EndedBy::WarnSignal,
+            Stage::Running => EndedBy::Itself,
+            Stage::Terminating { .. } if self.schedule.term_signal != SignalName::KILL => EndedBy::TermSignal,
+            _ => EndedBy::Kill,
+        };
+        if self.stage != Stage::Running {
+            return Action::Wait;
+        }
+        match self.leftovers {
+            Leftovers::Allow => self.over(now, Action::Release),
+            Leftovers::Kill => {
+                self.stage = Stage::Leaving {
+                    until: now + LEAVE_GRACE,
+                };
+                Action::Wait
+            }
+        }
+    }
+
+    fn stop(&mut self, now: Instant) -> Action {
+        match self.stage {
+            Stage::Killing { .. } | Stage::Over => return Action::Wait,
+            // Its end has begun for another reason, which is what its result says.
+            Stage::Leaving { .. } | Stage::Terminating { .. } => {}
+            Stage::Running => self.cause = Cause::Stop,
+        }
+        self.kill(now)
+    }
+
+    fn tick(&mut self, now: Instant) -> Action {
+        match self.stage {
+            Stage::Running => self.tick_running(now),
+            Stage::Terminating { until } | Stage::Leaving { until } if now >= until => self.kill(now),
+            Stage::Killing { until, .. } if now >= until => self.over(now, Action::Done),
+            Stage::Killing { again, until } if now >= again => {
+                self.stage = Stage::Killing {
+                    again: now + KILL_AGAIN,
+                    until,
+                };
+                Action::Kill
+            }
+            _ => Action::Wait,
+        }
+    }
+
+    fn tick_running(&mut self, now: Instant) -> Action {
+        if self.deadline().is_some_and(|deadline| now >= deadline) {
+            self.cause = Cause::Timeout;
+            self.kill_started = Some(now);
+            let Some(until) = now.checked_add(self.schedule.kill_grace) else {
+                return self.kill(now);
+            };
+            self.stage = Stage::Terminating { until };
+            return Action::Terminate(self.schedule.term_signal);
+        }
+        match self.warning() {
+            Some((at, signal)) if now >= at => {
+                self.warned = true;
+                Action::Warn(signal)
+            }
+            _ => Action::Wait,
+        }
+    }
+
+    fn kill(&mut self, now: Instant) -> Action {
+        self.kill_started.get_or_insert(now);
+        self.stage = Stage::Killing {
+            again: now + KILL_AGAIN,
+            until: now + KILL_WAIT,
+        };
+        Action::Kill
+    }
+
+    fn over(&mut self, now: Instant, action: Action) -> Action {
+        self.finished = Some(now);
+        self.stage = Stage::Over;
+        action
+    }
+
+    /// `None` for a timeout that no clock reaches.
+    fn deadline(&self) -> Option<Instant> {
+        self.started.checked_add(self.schedule.timeout)
+    }
+
+    /// When the warning is to be sent, and which; `None` when it was sent, or is none.
+    fn warning(&self) -> Option<(Instant, SignalName)> {
+        let warning = self.schedule.warning.filter(|_| !self.warned)?;
+        let at = self.deadline()?.checked_sub(warning.before)?;
+        Some((at.max(self.started), warning.signal))
     }
 }
 
-async fn within_grace(work: impl Future<Output = ()>) {
-    // Over time, the pipes are closed with what was read of them, which is all that can be had.
-    let _ = timeout(DRAIN_GRACE, work).await;
-}
+#[cfg(test)]
+mod tests {
+    use super::super::Warning;
+    use super::*;
 
-/// The end of a run, by what caused it and how the leader exited.
-fn end(cause: Cause, status: Option<ExitStatus>) -> End {
-    let code = status.and_then(|status| status.code());
-    let number = status.and_then(|status| status.signal());
-    let signal = number.and_then(SignalName::from_number);
-    match (cause, code, signal) {
-        (Cause::Stop, ..) => End::Cancelled,
-        (Cause::Timeout, exit_code, signal) => End::TimedOut { exit_code, signal },
-        (Cause::Exit, Some(code), _) => End::Exited(code),
-        (Cause::Exit, None, Some(signal)) => End::Signaled(signal),
-        // A signal without a name is told as shells tell it.
-        (Cause::Exit, None, None) => End::Exited(128 + number.unwrap_or_default()),
+    const USR1: &str = "USR1";
+
+    fn signal(name: &str) -> SignalName {
+        name.parse().unwrap()
+    }
+
+    /// 10 s, a warning 3 s before, 2 s of grace.
+    fn ending(leftovers: Leftovers) -> (Ending, Instant) {
+        let start = Instant::now();
+        let schedule = Schedule {
+            warning: Some(Warning {
+                before: Duration::from_secs(3),
+                signal: signal(USR1),
+            }),
+            timeout: Duration::from_secs(10),
+            term_signal: SignalName::TERM,
+            kill_grace: Duration::from_secs(2),
+        };
+        (Ending::new(schedule, leftovers, start), start)
+    }
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_command_that_ends_alone_is_done_at_once() {
+        let (mut ending, start) = ending(Leftovers::Kill);
+        assert_eq!(ending.due(), Some(start + seconds(7)));
+        assert_eq!(ending.on(Fact::LeaderExited, start + seconds(1)), Action::Wait);
+        assert_eq!(ending.on(Fact::TreeGone, start + seconds(1)), Action::Done);
+        assert_eq!((ending.cause(), ending.ended_by()), (Cause::Exit, EndedBy::Itself));
+        assert_eq!((ending.run_time(), ending.kill_time()), (seconds(1), None));
+        assert_eq!(ending.due(), None);
+    }
+
+    #[test]
+    fn the_road_of_a_command_that_hears_nothing() {
+        let (mut ending, start) = ending(Leftovers::Allow);
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(ending.on(Fact::Tick, at(6_999)), Action::Wait);
+        assert_eq!(ending.on(Fact::Tick, at(7_000)), Action::Warn(signal(USR1)));
+        assert_eq!(ending.due(), Some(at(10_000)));
+        assert_eq!(ending.on(Fact::Tick, at(7_001)), Action::Wait);
+        assert_eq!(ending.on(Fact::Tick, at(10_000)), Action::Terminate(SignalName::TERM));
+        assert_eq!(ending.due(), Some(at(12_000)));
+        assert_eq!(ending.on(Fact::Tick, at(11_999)), Action::Wait);
+        assert_eq!(ending.on(Fact::Tick, at(12_000)), Action::Kill);
+        assert_eq!(ending.on(Fact::Tick, at(12_010)), Action::Kill);
+        // A killed command's leftovers are killed too, whatever the pool allows.
+        assert_eq!(ending.on(Fact::LeaderExited, at(12_011)), Action::Wait);
+        assert_eq!(ending.on(Fact::TreeGone, at(12_020)), Action::Done);
+        assert_eq!((ending.cause(), ending.ended_by()), (Cause::Timeout, EndedBy::Kill));
+        assert_eq!(ending.run_time(), seconds(10));
+        assert_eq!(ending.kill_time(), Some(Duration::from_millis(2_020)));
+    }
+
+    #[test]
+    fn a_grace_lasts_until_all_are_gone() {
+        let (mut ending, start) = ending(Leftovers::Kill);
+        ending.on(Fact::Tick, start + seconds(7));
+        ending.on(Fact::Tick, start + seconds(10));
+        assert_eq!(ending.on(Fact::LeaderExited, start + seconds(11)), Action::Wait);
+        assert_eq!(ending.ended_by(), EndedBy::TermSignal);
+        assert_eq!(ending.on(Fact::Tick, start + seconds(12)), Action::Kill);
+        assert_eq!(ending.on(Fact::TreeGone, start + seconds(12)), Action::Done);
+        assert_eq!(
+            (ending.cause(), ending.ended_by()),
+            (Cause::Timeout, EndedBy::TermSignal)
+        );
+    }
+
+    #[test]
+    fn leftovers_have_a_moment_or_are_released() {
+        let (mut killed, start) = ending(Leftovers::Kill);
+        killed.on(Fact::LeaderExited, start);
+        assert_eq!(killed.due(), Some(start + LEAVE_GRACE));
+        assert_eq!(killed.on(Fact::Tick, start + LEAVE_GRACE), Action::Kill);
+        assert_eq!((killed.cause(), killed.ended_by()), (Cause::Exit, EndedBy::Itself));
+
+        let (mut released, start) = ending(Leftovers::Allow);
+        assert_eq!(released.on(Fact::LeaderExited, start), Action::Release);
+        assert_eq!(released.kill_time(), None);
+    }
+
+    #[test]
+    fn a_stop_kills_at_every_stage_and_rewrites_no_other_end() {
+        let (mut running, start) = ending(Leftovers::Kill);
+        assert_eq!(running.on(Fact::StopAsked, start), Action::Kill);
+        assert_eq!(running.on(Fact::StopAsked, start), Action::Wait);
+        assert_eq!(running.cause(), Cause::Stop);
+
+        let (mut terminating, start) = ending(Leftovers::Kill);
+        terminating.on(Fact::Tick, start + seconds(10));
+        assert_eq!(terminating.on(Fact::StopAsked, start + seconds(10)), Action::Kill);
+        assert_eq!(terminating.cause(), Cause::Timeout);
+
+        let (mut leaving, start) = ending(Leftovers::Kill);
+        leaving.on(Fact::LeaderExited, start);
+        assert_eq!(leaving.on(Fact::StopAsked, start), Action::Kill);
+        assert_eq!(leaving.cause(), Cause::Exit);
+    }
+
+    #[test]
+    fn what_cannot_be_killed_is_given_up() {
+        let (mut ending, start) = ending(Leftovers::Kill);
+        ending.on(Fact::StopAsked, start);
+        assert_eq!(ending.on(Fact::Tick, start + KILL_WAIT), Action::Done);
+        assert!(!ending.leader_has_exited());
+    }
+
+    #[test]
+    fn an_end_after_the_warning_is_told() {
+        let (mut ending, start) = ending(Leftovers::Kill);
+        ending.on(Fact::Tick, start + seconds(7));
+        ending.on(Fact::LeaderExited, start + seconds(8));
+        assert_eq!((ending.cause(), ending.ended_by()), (Cause::Exit, EndedBy::WarnSignal));
+    }
+
+    #[test]
+    fn times_that_no_clock_reaches_are_never_due() {
+        let (_, start) = ending(Leftovers::Kill);
+        let schedule = Schedule {
+            warning: None,
+            timeout: Duration::MAX,
+            term_signal: SignalName::TERM,
+            kill_grace: Duration::MAX,
+        };
+        let mut ending = Ending::new(schedule, Leftovers::Kill, start);
+        assert_eq!(ending.due(), None);
+        assert_eq!(ending.on(Fact::Tick, start + seconds(1)), Action::Wait);
     }
 }

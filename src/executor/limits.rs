@@ -1,60 +1,84 @@
-//! Puts resource limits on a process that was just started.
+//! Resource limits of a process, as numbers for setrlimit(2).
 //!
-//! They are set from outside (prlimit(2)) as soon as the process exists, so its first few
-//! microseconds run without them; a process that starts the command for the worker can set them
-//! before the program is loaded. Limits are inherited by whatever the process starts after that,
-//! and count each process alone, except `processes`, which counts all of the user's. A limit above
+//! They are set by the child itself before the program is loaded, so it never runs without them, and are inherited by
+//! whatever it starts. They count each process alone, except `processes`, which counts all of the user's. A limit above
 //! what the worker itself may have is lowered to that.
 
-use rustix::io::Errno;
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use rustix::process::{Resource, Rlimit, getrlimit};
+use serde::{Deserialize, Serialize};
 
-use crate::message::Limits;
+use crate::message::{Enforcer, Limits, LimitsApplied};
 
 /// Seconds between SIGXCPU, which a command can answer, and SIGKILL, which it cannot.
 const CPU_TIME_GRACE: u64 = 1;
 
-/// A limit that could not be put on a process.
-#[derive(Debug, thiserror::Error)]
-#[error("set limit {name} to {value}: {source}")]
-pub(super) struct LimitError {
-    name: &'static str,
-    value: u64,
-    source: Errno,
+/// [`Limits`] as bare numbers: bytes, counts, seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Bounds {
+    pub(super) memory: Option<u64>,
+    pub(super) processes: Option<u64>,
+    pub(super) open_files: Option<u64>,
+    pub(super) file_size: Option<u64>,
+    pub(super) cpu_seconds: Option<u64>,
 }
 
-/// Puts every limit that is given on the process.
-///
-/// # Errors
-///
-/// When the process may not be limited by this one; limits before the one at fault are set.
-pub(super) fn apply(limits: &Limits, pid: Pid) -> Result<(), LimitError> {
-    let Limits {
-        memory,
-        processes,
-        open_files,
-        file_size,
-        cpu_time,
-    } = limits;
-    // setrlimit(2) counts whole seconds; rounding down could make the limit none at all.
-    let seconds = cpu_time.map(|span| span.get().as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX));
-    let wanted = [
-        ("memory", Resource::As, memory.map(|size| size.get()), 0),
-        ("processes", Resource::Nproc, processes.map(|count| count.get()), 0),
-        ("open_files", Resource::Nofile, open_files.map(|count| count.get()), 0),
-        ("file_size", Resource::Fsize, file_size.map(|size| size.get()), 0),
-        ("cpu_time", Resource::Cpu, seconds, CPU_TIME_GRACE),
-    ];
-    for (name, resource, value, slack) in wanted {
-        let Some(value) = value else { continue };
-        let new = rlimit(value, slack, getrlimit(resource).maximum);
-        match prlimit(Some(pid), resource, new) {
-            // ESRCH: it has ended already, and needs no limit.
-            Ok(_) | Err(Errno::SRCH) => {}
-            Err(source) => return Err(LimitError { name, value, source }),
+impl From<&Limits> for Bounds {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            memory: limits.memory.map(|size| size.get()),
+            processes: limits.processes.map(|count| count.get()),
+            open_files: limits.open_files.map(|count| count.get()),
+            file_size: limits.file_size.map(|size| size.get()),
+            // setrlimit(2) counts whole seconds; rounding down could make the limit none at all.
+            cpu_seconds: limits
+                .cpu_time
+                .map(|span| span.get().as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)),
         }
     }
-    Ok(())
+}
+
+impl Bounds {
+    /// What is left of them where a cgroup holds the others.
+    pub(super) fn without(self, in_cgroup: &LimitsApplied) -> Self {
+        Self {
+            memory: self.memory.filter(|_| in_cgroup.memory.is_none()),
+            processes: self.processes.filter(|_| in_cgroup.processes.is_none()),
+            ..self
+        }
+    }
+
+    /// What to set on a process, leaving out what is `None`, and never a core file: it would hold up the end of the
+    /// command, and stay when all else is gone. A command that wants one can raise that limit again.
+    pub(super) fn rlimits(&self) -> Vec<(Resource, Rlimit)> {
+        let wanted = [
+            (Resource::As, self.memory, 0),
+            (Resource::Nproc, self.processes, 0),
+            (Resource::Nofile, self.open_files, 0),
+            (Resource::Fsize, self.file_size, 0),
+            (Resource::Cpu, self.cpu_seconds, CPU_TIME_GRACE),
+        ];
+        let given = wanted.into_iter().filter_map(|(resource, value, slack)| {
+            Some((resource, rlimit(value?, slack, getrlimit(resource).maximum)))
+        });
+        let no_core = Rlimit {
+            current: Some(0),
+            maximum: getrlimit(Resource::Core).maximum,
+        };
+        given.chain([(Resource::Core, no_core)]).collect()
+    }
+
+    /// Who enforces what was asked for, given what a cgroup holds of it.
+    pub(super) fn applied(&self, memory_in_cgroup: bool, processes_in_cgroup: bool) -> LimitsApplied {
+        let by =
+            |limit: Option<u64>, in_cgroup| limit.map(|_| if in_cgroup { Enforcer::Cgroup } else { Enforcer::Rlimit });
+        LimitsApplied {
+            memory: by(self.memory, memory_in_cgroup),
+            processes: by(self.processes, processes_in_cgroup),
+            open_files: by(self.open_files, false),
+            file_size: by(self.file_size, false),
+            cpu_time: by(self.cpu_seconds, false),
+        }
+    }
 }
 
 /// The soft limit `value` and a hard limit `slack` above it, neither above `ceiling`.
@@ -77,5 +101,21 @@ mod tests {
         assert_eq!(pair(rlimit(10, 1, Some(10))), (Some(10), Some(10)));
         assert_eq!(pair(rlimit(10, 0, Some(7))), (Some(7), Some(7)));
         assert_eq!(pair(rlimit(u64::MAX, 1, None)), (Some(u64::MAX), Some(u64::MAX)));
+    }
+
+    #[test]
+    fn what_was_asked_for_is_told_with_who_enforces_it() {
+        let bounds = Bounds {
+            memory: Some(1),
+            processes: Some(1),
+            cpu_seconds: Some(1),
+            ..Bounds::default()
+        };
+        let applied = bounds.applied(true, false);
+        assert_eq!(applied.memory, Some(Enforcer::Cgroup));
+        assert_eq!(applied.processes, Some(Enforcer::Rlimit));
+        assert_eq!(applied.cpu_time, Some(Enforcer::Rlimit));
+        assert_eq!((applied.open_files, applied.file_size), (None, None));
+        assert_eq!(bounds.rlimits().len(), 4);
     }
 }

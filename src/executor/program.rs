@@ -1,10 +1,9 @@
-//! Finds what is to be run before it is started, and words what the kernel refused.
+//! Says which files a command may mean, and words what the kernel refused.
 //!
-//! The kernel says ENOENT alike for a missing program, a missing directory and a missing
-//! interpreter; looking first tells them apart. The lookup is that of execvp(3), against the
-//! command's own `PATH` and directory, with two differences: what is found must be a regular file
-//! that may be executed, and a file without a `#!` line is not handed to a shell. Between the look
-//! and the start things may change, so a refused start is looked at again.
+//! The search is that of execvp(3), against the command's own `PATH` and directory, but a file without a `#!` line is not
+//! handed to a shell. Nothing is looked at before a start: the kernel is asked to load one candidate after the other. Only
+//! when it has loaded none are they looked at, because it says ENOENT alike for a missing program and a missing
+//! interpreter.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -15,7 +14,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 
-use super::{NotStarted, Run};
+use super::protocol::{Failure, Step};
+use super::{NotStarted, Run, landlock};
 use crate::message::FailureKind;
 
 /// Where a program is looked for when the command has no `PATH` (`_CS_PATH`, confstr(3)).
@@ -35,17 +35,108 @@ const NO_PROCESS: &str = "could not be started, as no more processes are allowed
 const NO_DESCRIPTOR: &str = "could not be started, as too many files are open: raise the worker's \
                              `ulimit -n`, or use fewer slots";
 
+/// The files to try in their order, as the command's process sees them once it is in its directory.
+pub(super) fn candidates(run: &Run) -> Vec<Vec<u8>> {
+    let program = run.program.as_bytes();
+    if program.contains(&b'/') {
+        return vec![program.to_vec()];
+    }
+    let in_folder = |folder: &str| match folder {
+        "" => [b"./", program].concat(), // an empty entry is the directory itself
+        folder => [folder.as_bytes(), b"/", program].concat(),
+    };
+    search_path(run).split(':').map(in_folder).collect()
+}
+
+/// Words the failure of a start. Looks at files, so it is done where that may block.
+pub(super) async fn explain(failure: Failure, run: &Run) -> NotStarted {
+    let run = run.clone();
+    let explained = tokio::task::spawn_blocking(move || explain_now(failure, &run)).await;
+    explained.unwrap_or_else(|_| NotStarted::new(FailureKind::SpawnFailed, "the worker is shutting down"))
+}
+
+fn explain_now(failure: Failure, run: &Run) -> NotStarted {
+    let error = io::Error::from_raw_os_error(failure.errno);
+    let spawn_failed = |what: &str| NotStarted::new(FailureKind::SpawnFailed, format!("{what}: {error}"));
+    match failure.step {
+        Step::Exec => explain_exec(&error, run),
+        Step::Cwd => explain_cwd(&error, run),
+        Step::Fork => no_helper(Some(&error)),
+        Step::Writable => unrestricted(run),
+        Step::User => spawn_failed("failed to become the pool's user"),
+        Step::Limit => spawn_failed("failed to set the limits"),
+        Step::Cgroup => spawn_failed("failed to put the command into its cgroup"),
+        Step::Rights => spawn_failed("failed to restrict the command's rights"),
+        Step::Session => spawn_failed("failed to give the command its streams"),
+        Step::Request => spawn_failed("the helper process did not understand the request"),
+    }
+}
+
+/// Words that no process could be had.
+pub(super) fn no_helper(error: Option<&io::Error>) -> NotStarted {
+    let problem = match error.and_then(Errno::from_io_error) {
+        Some(Errno::MFILE | Errno::NFILE) => NO_DESCRIPTOR.to_owned(),
+        Some(Errno::AGAIN | Errno::NOMEM) => NO_PROCESS.to_owned(),
+        _ => {
+            let detail = error.map(|error| format!(": {error}")).unwrap_or_default();
+            format!("could not be started, as its helper processes die{detail}")
+        }
+    };
+    NotStarted::new(FailureKind::SpawnFailed, format!("the command {problem}"))
+}
+
+/// Words that the command's pipes could not be made.
+pub(super) fn no_descriptors(error: &io::Error) -> NotStarted {
+    let problem = match Errno::from_io_error(error) {
+        Some(Errno::MFILE | Errno::NFILE) => NO_DESCRIPTOR.to_owned(),
+        _ => format!("could not be started, as its pipes could not be made: {error}"),
+    };
+    NotStarted::new(FailureKind::SpawnFailed, format!("the command {problem}"))
+}
+
+/// Words that a command is more than any kernel takes.
+pub(super) fn too_large(run: &Run) -> NotStarted {
+    let problem = too_big(run);
+    NotStarted::new(
+        FailureKind::SpawnFailed,
+        format!("program {} {problem}", shown(&run.program)),
+    )
+}
+
+/// Asks again what keeps a command from being restricted in its writing.
+fn unrestricted(run: &Run) -> NotStarted {
+    let paths = run.rights.writable.as_deref().unwrap_or_default();
+    let message = match landlock::allow_writes(paths) {
+        Err(error) => format!("failed to {error}"),
+        Ok(_) => "its writing could not be restricted, but could be now: run it again".to_owned(),
+    };
+    NotStarted::new(FailureKind::SpawnFailed, message)
+}
+
+fn explain_cwd(error: &io::Error, run: &Run) -> NotStarted {
+    let cwd = run.cwd.as_deref().unwrap_or(Path::new("."));
+    check_cwd(run).err().unwrap_or_else(|| {
+        // It can be entered by the worker, or can again.
+        let message = format!(
+            "cwd {} cannot be entered by the command's {}: {error}",
+            shown(cwd.as_os_str()),
+            user(run)
+        );
+        NotStarted::new(FailureKind::CwdMissing, message)
+    })
+}
+
 /// Says whether the command's directory can be entered.
 ///
 /// # Errors
 ///
 /// `cwd_missing` when it does not exist, is not a directory or may not be entered.
-pub(super) fn check_cwd(run: &Run) -> Result<(), NotStarted> {
+fn check_cwd(run: &Run) -> Result<(), NotStarted> {
     let Some(cwd) = &run.cwd else { return Ok(()) };
     let problem = match fs::metadata(cwd) {
         Ok(found) if !found.is_dir() => "is not a directory: name one that exists on the worker".to_owned(),
         Ok(_) if may_execute(cwd) => return Ok(()),
-        Ok(_) => format!("may not be entered by the worker's {}", user()),
+        Ok(_) => format!("may not be entered by the command's {}", user(run)),
         Err(error) if is_absent(&error) => "does not exist: create it on the worker, or name another".to_owned(),
         Err(error) => format!("cannot be entered: {error}"),
     };
@@ -60,7 +151,7 @@ pub(super) fn check_cwd(run: &Run) -> Result<(), NotStarted> {
 /// # Errors
 ///
 /// `program_missing` or `not_executable`, with where it was looked for and what was found there.
-pub(super) fn locate(run: &Run) -> Result<PathBuf, NotStarted> {
+fn locate(run: &Run) -> Result<PathBuf, NotStarted> {
     let base = run.cwd.as_deref().unwrap_or(Path::new("."));
     if run.program.as_bytes().contains(&b'/') {
         let path = base.join(&run.program);
@@ -68,7 +159,7 @@ pub(super) fn locate(run: &Run) -> Result<PathBuf, NotStarted> {
             .map(|()| path)
             .map_err(|flaw| flaw.describe(run, &run.program));
     }
-    let search = run.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+    let search = search_path(run);
     let mut forbidden = None;
     for folder in search.split(':') {
         let path = base.join(folder).join(&run.program);
@@ -84,21 +175,21 @@ pub(super) fn locate(run: &Run) -> Result<PathBuf, NotStarted> {
     })
 }
 
-/// Words the error of a start, after [`check_cwd`] and [`locate`] found nothing wrong.
-pub(super) fn explain(error: &io::Error, run: &Run, path: &Path) -> NotStarted {
-    // Both may have changed since they were looked at.
-    if let Some(cause) = check_cwd(run).err().or_else(|| locate(run).err()) {
-        return cause;
-    }
+/// Words why the kernel loaded no candidate.
+fn explain_exec(error: &io::Error, run: &Run) -> NotStarted {
+    let path = match check_cwd(run).and_then(|()| locate(run)) {
+        Ok(path) => path,
+        Err(cause) => return cause,
+    };
     let errno = Errno::from_io_error(error);
     let kind = match errno {
         Some(Errno::NOENT | Errno::NOEXEC | Errno::ACCESS | Errno::PERM) => FailureKind::NotExecutable,
         _ => FailureKind::SpawnFailed,
     };
     let problem = match errno {
-        Some(Errno::NOENT) => interpreter_missing(path),
+        Some(Errno::NOENT) => interpreter_missing(&path),
         Some(Errno::NOEXEC) => NO_PROGRAM.to_owned(),
-        Some(Errno::ACCESS | Errno::PERM) => no_permission(),
+        Some(Errno::ACCESS | Errno::PERM) => no_permission(run),
         Some(Errno::TOOBIG) => too_big(run),
         Some(Errno::TXTBSY) => BUSY.to_owned(),
         Some(Errno::AGAIN) => NO_PROCESS.to_owned(),
@@ -123,9 +214,9 @@ impl Flaw {
             Self::Missing => (FailureKind::ProgramMissing, missing(run)),
             Self::Directory => (FailureKind::NotExecutable, "is a directory".to_owned()),
             Self::NotRegular => (FailureKind::NotExecutable, "is not a regular file".to_owned()),
-            Self::NoPermission => (FailureKind::NotExecutable, no_permission()),
+            Self::NoPermission => (FailureKind::NotExecutable, no_permission(run)),
             Self::Unseen(error) => {
-                let problem = format!("cannot be looked at by the worker's {}: {error}", user());
+                let problem = format!("cannot be looked at by the command's {}: {error}", user(run));
                 (FailureKind::NotExecutable, problem)
             }
         };
@@ -154,9 +245,9 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), NotFound | NotADirectory | InvalidFilename)
 }
 
-fn no_permission() -> String {
-    let user = user();
-    format!("may not be executed by the worker's {user}: `chmod +x` it, or look at its mount (noexec) and interpreter")
+fn no_permission(run: &Run) -> String {
+    let user = user(run);
+    format!("may not be executed by the command's {user}: `chmod +x` it, or look at its mount (noexec) and interpreter")
 }
 
 fn not_in_path(run: &Run, search: &str) -> NotStarted {
@@ -218,11 +309,20 @@ fn too_big(run: &Run) -> String {
     )
 }
 
-fn user() -> String {
-    format!("user (uid {})", rustix::process::geteuid().as_raw())
+fn user(run: &Run) -> String {
+    let own = || rustix::process::geteuid().as_raw();
+    format!(
+        "user (uid {})",
+        run.rights.user.as_ref().map_or_else(own, |user| user.uid)
+    )
 }
 
-fn shown(text: &OsStr) -> String {
+fn search_path(run: &Run) -> &str {
+    run.env.get("PATH").map_or(DEFAULT_PATH, String::as_str)
+}
+
+/// A text, quoted, at no more than a line's length.
+pub(super) fn shown(text: &OsStr) -> String {
     format!("{:?}", cut(&text.to_string_lossy()))
 }
 
@@ -235,11 +335,39 @@ fn cut(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::run;
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::super::{Leftovers, Rights};
     use super::*;
+    use crate::message::{Limits, SignalName};
+
+    fn run<const N: usize>(command: [&str; N]) -> Run {
+        Run {
+            program: command[0].into(),
+            args: command[1..].iter().map(Into::into).collect(),
+            env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
+            cwd: None,
+            stdin: Bytes::new(),
+            timeout: Duration::from_secs(60),
+            term_signal: SignalName::TERM,
+            kill_grace: Duration::from_secs(60),
+            warning: None,
+            leftovers: Leftovers::Kill,
+            limits: Limits::default(),
+            rights: Rights::default(),
+            max_output: 0,
+        }
+    }
 
     fn explained(errno: Errno, run: &Run) -> (FailureKind, String) {
-        let NotStarted { kind, message } = explain(&errno.into(), run, Path::new("/bin/true"));
+        let failure = Failure {
+            step: Step::Exec,
+            errno: errno.raw_os_error(),
+        };
+        let NotStarted { kind, message } = explain_now(failure, run);
         (kind, message)
     }
 

@@ -8,12 +8,14 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use bytes::{Buf, Bytes};
+use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::net::unix::pipe;
 
+use super::Run;
 use super::output::Kept;
-use super::spawn::Pipes;
 use crate::message::Output;
 
 /// What a pipe holds by default (pipe(7)): a larger buffer would never be filled.
@@ -25,6 +27,40 @@ const TURN: usize = 4 * READ_SIZE;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
+}
+
+/// The worker's ends of the command's pipes.
+pub(super) struct Pipes {
+    /// `None` when the command reads `/dev/null`.
+    stdin: Option<pipe::Sender>,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+}
+
+/// Makes a command's pipes: the worker's ends, and the command's, in the order of their numbers.
+///
+/// # Errors
+///
+/// When there are no more descriptors to be had.
+pub(super) fn pipes(run: &Run) -> io::Result<(Pipes, Vec<OwnedFd>)> {
+    let mut theirs = Vec::with_capacity(3);
+    let mut stdin = None;
+    if !run.stdin.is_empty() {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        stdin = Some(pipe::Sender::from_owned_fd(writer)?);
+        theirs.push(reader);
+    }
+    let mut output = || {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        theirs.push(writer);
+        pipe::Receiver::from_owned_fd(reader)
+    };
+    let pipes = Pipes {
+        stdin,
+        stdout: output()?,
+        stderr: output()?,
+    };
+    Ok((pipes, theirs))
 }
 
 /// The three streams of a running command.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::config::{Pool, Retry};
-use crate::executor::Run;
+use crate::executor::{Leftovers, Rights, Run};
 use crate::flow::retry::Schedule;
 use crate::message::{
     Attempt, Envelope, FailureKind, Job, JobError, JobId, Properties, RetryPolicy, Span, Status, Work, header, peek_id,
@@ -197,6 +197,9 @@ fn plan(pool: &Pool, job: &Job, properties: &Properties) -> Result<Plan, JobErro
         term_signal: job.term_signal.unwrap_or(pool.term_signal),
         kill_grace: job.kill_grace.map_or(pool.kill_grace, Span::get),
         limits: job.limits.clone().unwrap_or_default().or(pool.limits.clone()),
+        warning: None,
+        leftovers: Leftovers::default(),
+        rights: Rights::default(),
         max_output: job
             .output
             .clone()
@@ -250,6 +253,9 @@ fn handler_plan(pool: &Pool, handler: &[String], envelope: &Envelope) -> Plan {
         term_signal: pool.term_signal,
         kill_grace: pool.kill_grace,
         limits: pool.limits.clone(),
+        warning: None,
+        leftovers: Leftovers::default(),
+        rights: Rights::default(),
         max_output: pool.output.max_bytes,
     };
     let properties = &envelope.properties;

@@ -18,7 +18,7 @@ use super::settle::{self, Conclusion, Next};
 use super::slots::Slots;
 use super::{Ending, Worker};
 use crate::config::Pool;
-use crate::executor::{self, End, Outcome, Run};
+use crate::executor::{self, End, Outcome, Run, Spawners};
 use crate::message::{Attempt, JobId, JobResult, Output, Status, WorkerInfo};
 use crate::supervise::Shutdown;
 use crate::transport::topology::Names;
@@ -28,6 +28,7 @@ pub(super) struct Pipeline<T> {
     pool: Arc<Pool>,
     names: Names,
     identity: WorkerInfo,
+    spawners: Spawners,
     slots: Slots,
     outbox: Outbox<T>,
     observer: Arc<dyn Observer>,
@@ -40,6 +41,7 @@ impl<T: Transport> Pipeline<T> {
             pool: pool.clone(),
             names: worker.names.clone(),
             identity: worker.identity.in_pool(&pool.name),
+            spawners: worker.spawners.clone(),
             slots: Slots::new(pool.slots),
             outbox: Outbox {
                 transport: worker.transport.clone(),
@@ -119,7 +121,7 @@ impl<T: Transport> Pipeline<T> {
     async fn execute(&self, ticket: &Ticket, plan: &Plan, now: Timestamp, stop: &Shutdown) -> Outcome {
         let mut running = Running::start(self, ticket, waited(ticket, plan, now));
         let run = self.with_facts(plan.run.clone(), ticket, now);
-        let outcome = executor::execute(run, stop.abort_token()).await;
+        let outcome = executor::execute(&self.spawners, run, stop.abort_token()).await;
         running.account = account(&outcome);
         outcome
     }

@@ -120,6 +120,17 @@ fn read_end(end: End) -> Ended {
             );
             (Status::TimedOut, exit_code, signal, error)
         }
+        End::OutOfMemory => {
+            let error = failure(
+                FailureKind::Other,
+                "killed by the kernel at its memory limit".to_owned(),
+            );
+            (Status::OutOfMemory, None, None, error)
+        }
+        End::HelperDied => {
+            let error = failure(FailureKind::Signaled, "killed".to_owned());
+            (Status::Signaled, None, None, error)
+        }
         End::Cancelled => {
             let error = failure(FailureKind::Cancelled, "ended on request".to_owned());
             (Status::Cancelled, None, None, error)
@@ -219,6 +230,9 @@ mod tests {
             usage: None,
             spawn_time: Duration::ZERO,
             kill_time: None,
+            run_time: Duration::ZERO,
+            ended_by: None,
+            limits_applied: crate::message::LimitsApplied::default(),
         }
     }
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use synthex::config::Pool;
+use synthex::executor::{CgroupChoice, SpawnerOptions, Spawners};
 use synthex::flow::channel::Channels;
 use synthex::message::{Envelope, JobId, JobResult, Properties, Status};
 use synthex::metrics::{Metrics, PoolInfo};
@@ -210,6 +211,7 @@ impl<T: Transport> Rig<T> {
         let worker = Worker {
             transport,
             names: self.names.clone(),
+            spawners: spawners(),
             identity: Identity {
                 id: JobId::random().to_string(),
                 host: "test".into(),
@@ -559,4 +561,15 @@ pub fn ends(results: &[JobResult]) -> Ends {
 pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     let outcome = tokio::time::timeout(PATIENCE, future).await;
     outcome.unwrap_or_else(|_| panic!("{what} did not come within {PATIENCE:?}"))
+}
+
+/// Helper processes of a worker of its own.
+fn spawners() -> Spawners {
+    let options = SpawnerOptions {
+        program: env!("CARGO_BIN_EXE_synthex").into(),
+        count: 2,
+        catch_orphans: false, // this process has other children
+        cgroup: CgroupChoice::None,
+    };
+    Spawners::start(options).expect("helper processes")
 }

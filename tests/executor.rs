@@ -1,27 +1,39 @@
-//! Whole runs, of real commands: the ones that misbehave are in `tests/fixtures/commands`.
+//! Whole runs, of real commands, by real helper processes: the commands that misbehave are in
+//! `tests/fixtures/commands`.
 //!
 //! Where a test waits for a real timeout, the command needs far less than that to get ready, says
 //! so in its output, and the test checks that it did.
 
+#![allow(clippy::unwrap_used)] // what cannot be set up is a failed test
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, Permissions};
+use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::pin;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use jiff::Timestamp;
 use rustix::fs::{CWD, Mode};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
 
-use super::*;
-use crate::message::Encoding;
+use synthex::executor::{
+    CgroupChoice, End, Leftovers, NotStarted, Outcome, Rights, Run, SpawnerOptions, Spawners, Warning, execute,
+};
+use synthex::message::{Encoding, EndedBy, FailureKind, Limits, SignalName};
 
 const MAX_OUTPUT: u64 = 64 * 1024;
 
 /// Above anything a run here waits for by design, below what a command left alone would take.
 const SOON: Duration = Duration::from_secs(20);
 
-pub(super) fn run<const N: usize>(command: [&str; N]) -> Run {
+fn run<const N: usize>(command: [&str; N]) -> Run {
     Run {
         program: command[0].into(),
         args: command[1..].iter().map(OsString::from).collect(),
@@ -32,6 +44,9 @@ pub(super) fn run<const N: usize>(command: [&str; N]) -> Run {
         term_signal: SignalName::TERM,
         kill_grace: Duration::from_secs(60),
         limits: Limits::default(),
+        warning: None,
+        leftovers: Leftovers::default(),
+        rights: Rights::default(),
         max_output: MAX_OUTPUT,
     }
 }
@@ -47,8 +62,18 @@ fn fixture(name: &str) -> Run {
     )])
 }
 
+fn spawners() -> Spawners {
+    let options = SpawnerOptions {
+        program: env!("CARGO_BIN_EXE_synthex").into(),
+        count: 1,
+        catch_orphans: false,
+        cgroup: CgroupChoice::None,
+    };
+    Spawners::start(options).expect("a helper process")
+}
+
 async fn outcome(run: Run) -> Outcome {
-    execute(run, CancellationToken::new()).await
+    execute(&spawners(), run, CancellationToken::new()).await
 }
 
 /// Runs what is expected to exit with 0 and gives its stdout.
@@ -85,10 +110,10 @@ fn state(pid: Pid) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// Waits until the process is dead; its parent may not have reaped it, if that is not the worker.
-async fn gone(pid: Pid) {
+/// Waits until the process is dead and reaped.
+async fn reaped(pid: Pid) {
     let dead = async {
-        while !matches!(state(pid), None | Some('Z' | 'X')) {
+        while state(pid).is_some() {
             tokio::task::yield_now().await;
         }
     };
@@ -120,11 +145,11 @@ async fn a_run_tells_when_and_how_long() {
     assert!(before <= started_at && started_at < outcome.finished_at);
     assert!(outcome.duration >= Duration::from_millis(200), "{:?}", outcome.duration);
     assert!(outcome.spawn_time > Duration::ZERO && outcome.spawn_time < outcome.duration);
-    assert_eq!((outcome.kill_time, outcome.usage), (None, None));
+    assert_eq!((outcome.kill_time, outcome.ended_by), (None, Some(EndedBy::Itself)));
 }
 
 #[tokio::test]
-async fn term_ends_the_group_at_the_timeout() {
+async fn term_ends_the_whole_tree_at_the_timeout() {
     // The shell waits for its child, so both must have got the signal for this to be quick.
     let outcome = outcome(Run {
         timeout: Duration::from_millis(300),
@@ -148,7 +173,8 @@ async fn a_command_that_ignores_term_is_killed_after_the_grace() {
     .await;
     assert_eq!(outcome.stdout.text, "ready\n");
     assert_eq!(outcome.end, timed_out(None, Some(SignalName::KILL)));
-    assert!(outcome.duration >= timeout + kill_grace);
+    assert_eq!(outcome.ended_by, Some(EndedBy::Kill));
+    assert!(outcome.duration >= timeout + kill_grace && outcome.run_time < outcome.duration);
     let kill_time = outcome.kill_time.expect("it was killed");
     assert!(kill_time >= kill_grace && kill_time < SOON);
 }
@@ -188,7 +214,7 @@ async fn a_stopped_command_is_told_to_end_and_then_continued() {
 }
 
 #[tokio::test]
-async fn the_grace_is_for_the_whole_group() {
+async fn the_grace_is_for_the_whole_tree() {
     let outcome = outcome(Run {
         timeout: Duration::from_secs(1),
         ..fixture("slow-to-end")
@@ -196,22 +222,6 @@ async fn the_grace_is_for_the_whole_group() {
     .await;
     assert_eq!(outcome.stdout.text, "ready\nsaved\n");
     assert_eq!(outcome.end, timed_out(None, Some(SignalName::TERM)));
-}
-
-#[tokio::test]
-async fn a_leader_that_left_its_group_is_killed_too() {
-    let (timeout, kill_grace) = (Duration::from_secs(1), Duration::from_millis(10));
-    let outcome = outcome(Run {
-        timeout,
-        kill_grace,
-        ..fixture("leave-group")
-    })
-    .await;
-    assert_eq!(
-        (outcome.stdout.text.as_str(), outcome.stderr.text.as_str()),
-        ("ready\n", "")
-    );
-    assert_eq!(outcome.end, timed_out(None, Some(SignalName::KILL)));
 }
 
 #[tokio::test]
@@ -275,27 +285,28 @@ impl Announcement {
 
 #[tokio::test]
 async fn stop_kills_the_group_at_once() {
+    let spawners = spawners();
     let (announced, run) = Announcement::of("announce-and-wait");
     let stop = CancellationToken::new();
-    let mut running = pin!(execute(run, stop.clone()));
+    let mut running = pin!(execute(&spawners, run, stop.clone()));
     let pids = announced.pids(running.as_mut()).await;
     stop.cancel();
     let outcome = running.await;
     assert_eq!(outcome.end, End::Cancelled);
     assert!(outcome.started_at.is_some() && outcome.kill_time.expect("it was killed") < SOON);
-    assert_eq!(state(pids[0]), None, "the leader is reaped");
-    gone(pids[1]).await;
+    assert_eq!((state(pids[0]), state(pids[1])), (None, None), "both are reaped");
 }
 
 #[tokio::test]
 async fn stop_cuts_the_grace_short() {
+    let spawners = spawners();
     let (announced, run) = Announcement::of("announce-term");
     let stop = CancellationToken::new();
     let run = Run {
         timeout: Duration::from_secs(1),
         ..run
     };
-    let mut running = pin!(execute(run, stop.clone()));
+    let mut running = pin!(execute(&spawners, run, stop.clone()));
     assert_eq!(announced.line(running.as_mut()).await, "asked to end\n");
     stop.cancel();
     let outcome = running.await;
@@ -305,24 +316,27 @@ async fn stop_cuts_the_grace_short() {
 
 #[tokio::test]
 async fn a_run_stopped_before_its_start_is_never_started() {
+    let spawners = spawners();
     let folder = tempfile::tempdir().unwrap();
     let mark = folder.path().join("mark");
     let stop = CancellationToken::new();
     stop.cancel();
-    let outcome = execute(run(["touch", mark.to_str().unwrap()]), stop).await;
+    let outcome = execute(&spawners, run(["touch", mark.to_str().unwrap()]), stop).await;
     assert_eq!((outcome.end, outcome.started_at), (End::Cancelled, None));
     assert!(!mark.exists());
 }
 
 #[tokio::test]
 async fn dropping_the_future_leaves_no_process_and_no_zombie() {
+    let spawners = spawners();
     let (announced, run) = Announcement::of("announce-and-wait");
-    let mut running = Box::pin(execute(run, CancellationToken::new()));
+    let mut running = Box::pin(execute(&spawners, run, CancellationToken::new()));
     let pids = announced.pids(running.as_mut()).await;
     assert!(pids.len() == 2 && pids.iter().all(|&pid| state(pid).is_some()));
     drop(running);
-    assert_eq!(state(pids[0]), None, "the leader is reaped");
-    gone(pids[1]).await;
+    for pid in pids {
+        reaped(pid).await;
+    }
 }
 
 // Output
@@ -401,7 +415,7 @@ async fn a_process_that_holds_stdout_delays_nothing_and_is_killed() {
         let start = Instant::now();
         let text = stdout(fixture(name)).await;
         assert!(start.elapsed() < SOON);
-        gone(pid(&text)).await;
+        assert_eq!(state(pid(&text)), None, "{name}");
     }
 }
 
@@ -412,14 +426,35 @@ async fn a_process_that_floods_after_its_leader_is_ended_too() {
 }
 
 #[tokio::test]
-async fn a_process_that_left_the_group_holds_nothing_up() {
-    let start = Instant::now();
+async fn a_process_that_left_the_group_is_killed_too() {
     let outcome = outcome(fixture("escape")).await;
     assert_eq!(outcome.end, End::Exited(0));
-    assert!(start.elapsed() < SOON);
+    assert_eq!(state(pid(&outcome.stdout.text)), None);
+    assert!(outcome.kill_time.expect("it had to be ended") < SOON);
+}
+
+#[tokio::test]
+async fn what_may_be_left_is_left_and_its_keeper_with_it() {
+    let spawners = spawners();
+    let run = Run {
+        leftovers: Leftovers::Allow,
+        ..fixture("escape")
+    };
+    let outcome = execute(&spawners, run, CancellationToken::new()).await;
+    assert_eq!((outcome.end, outcome.kill_time), (End::Exited(0), None));
     let escaped = pid(&outcome.stdout.text);
-    assert!(state(escaped).is_some(), "it did leave the group");
+    assert!(state(escaped).is_some());
+    // Neither the next command nor the end of the helpers touches it.
+    let next = execute(&spawners, run_next(), CancellationToken::new()).await;
+    assert_eq!(next.end, End::Exited(0));
+    drop(spawners);
+    assert!(matches!(state(escaped), Some('S' | 'R' | 'D')));
     kill_process(escaped, Signal::KILL).unwrap();
+    reaped(escaped).await;
+}
+
+fn run_next() -> Run {
+    run(["true"])
 }
 
 // Stdin
@@ -534,28 +569,16 @@ async fn a_relative_program_is_looked_up_in_the_command_s_directory() {
 
 #[tokio::test]
 async fn the_command_has_three_descriptors() {
+    // One that a process started from here would get.
     let own = fs::File::open("/dev/null").unwrap();
-    // What this process was itself given and passes on to anyone, as its starter left it open.
-    let inherited = |fd: &str| {
-        fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).is_ok_and(|info| {
-            let flags = info
-                .lines()
-                .find_map(|line| line.strip_prefix("flags:"))
-                .unwrap_or_default();
-            i64::from_str_radix(flags.trim(), 8).is_ok_and(|flags| flags & 0o2_000_000 == 0)
-        })
-    };
+    rustix::io::fcntl_setfd(&own, rustix::io::FdFlags::empty()).unwrap();
     let listed = stdout(Run {
         stdin: "x".into(),
         ..run(["ls", "/proc/self/fd"])
     })
     .await;
-    let ours = listed
-        .lines()
-        .filter(|fd| ["0", "1", "2"].contains(fd) || !inherited(fd))
-        .count();
     // `ls` itself holds the directory.
-    assert_eq!(ours, 4, "{listed}");
+    assert_eq!(listed.lines().count(), 4, "{listed}");
     drop(own);
 }
 
@@ -564,14 +587,63 @@ async fn signals_are_as_a_program_expects_them() {
     // A program that ignored SIGPIPE, as Rust programs do, would see an error instead of ending.
     let status = "yes | true; echo ${PIPESTATUS[0]}";
     assert_eq!(stdout(bash(status)).await, "141\n");
-    let blocked = stdout(run(["grep", "-E", "^Sig(Blk|Ign):", "/proc/self/status"])).await;
-    assert_eq!(blocked.lines().next(), Some("SigBlk:\t0000000000000000"));
-    let ignored = blocked
-        .lines()
-        .nth(1)
-        .and_then(|line| u64::from_str_radix(line.get(8..)?, 16).ok());
-    let pipe_bit = 1 << (Signal::PIPE.as_raw() - 1);
-    assert_eq!(ignored.map(|set| set & pipe_bit), Some(0));
+    let signals = stdout(run(["grep", "-E", "^Sig(Blk|Ign):", "/proc/self/status"])).await;
+    assert_eq!(signals, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n");
+}
+
+#[tokio::test]
+async fn a_command_has_a_session_of_its_own_and_gains_no_rights() {
+    let fields = stdout(bash(
+        "echo $$; cut -d' ' -f5,6 /proc/$$/stat; grep NoNewPrivs /proc/self/status; ulimit -c",
+    ))
+    .await;
+    let pid = fields.lines().next().unwrap();
+    assert_eq!(fields, format!("{pid}\n{pid} {pid}\nNoNewPrivs:\t1\n0\n"));
+
+    let rights = Rights {
+        may_gain: true,
+        umask: Some(0o027),
+        ..Rights::default()
+    };
+    let free = Run {
+        rights,
+        ..bash("umask; grep NoNewPrivs /proc/self/status")
+    };
+    assert_eq!(stdout(free).await, "0027\nNoNewPrivs:\t0\n");
+}
+
+#[tokio::test]
+async fn a_warning_comes_before_the_timeout_and_an_end_after_it_is_told() {
+    let warned = |script: &str| Run {
+        timeout: Duration::from_secs(60),
+        warning: Some(Warning {
+            before: Duration::from_millis(59_500),
+            signal: "USR1".parse().unwrap(),
+        }),
+        ..bash(script)
+    };
+    let caught = outcome(warned(
+        "trap 'echo warned; exit 3' USR1; echo ready; while :; do sleep 0.01; done",
+    ))
+    .await;
+    assert_eq!(
+        (caught.end, caught.ended_by),
+        (End::Exited(3), Some(EndedBy::WarnSignal))
+    );
+    assert_eq!(caught.stdout.text, "ready\nwarned\n");
+
+    let fell = outcome(warned("exec sleep 300")).await;
+    assert_eq!(fell.end, timed_out(None, Some("USR1".parse().unwrap())));
+    assert_eq!(fell.ended_by, Some(EndedBy::WarnSignal));
+}
+
+#[tokio::test]
+async fn usage_is_the_command_s_own_and_that_of_what_it_left() {
+    let small = outcome(run(["true"])).await.usage.expect("it was started");
+    assert!(small.max_rss_bytes > 0 && small.max_rss_bytes < 16 << 20, "{small:?}");
+    let script = "(setsid bash -c 'for ((i = 0; i < 200000; i++)); do :; done' &) ; sleep 0.05";
+    let busy = outcome(bash(script)).await.usage.expect("it was started");
+    assert!(busy.user_ms + busy.system_ms >= 50, "{busy:?}");
 }
 
 #[tokio::test]
@@ -583,13 +655,8 @@ async fn limits_are_seen_by_the_command() {
         file_size: Some("3MiB".parse().unwrap()),
         cpu_time: Some("5s".parse().unwrap()),
     };
-    // Reading first: stdin is written after the limits were set.
-    let script = "read -r _; ulimit -v; ulimit -n; ulimit -f; ulimit -t; ulimit -Ht";
-    let limited = Run {
-        limits,
-        stdin: "go\n".into(),
-        ..bash(script)
-    };
+    let script = "ulimit -v; ulimit -n; ulimit -f; ulimit -t; ulimit -Ht";
+    let limited = Run { limits, ..bash(script) };
     assert_eq!(stdout(limited).await, "524288\n77\n3072\n5\n6\n");
 }
 
@@ -600,12 +667,11 @@ async fn a_limit_that_is_reached_ends_the_command() {
         ..Limits::default()
     };
     let folder = tempfile::tempdir().unwrap();
-    let script = "read -r _; exec head -c 2M /dev/zero >file";
+    let script = "exec head -c 2M /dev/zero >file";
     let cwd = Some(folder.path().to_owned());
     let outcome = outcome(Run {
         limits,
         cwd,
-        stdin: "go\n".into(),
         ..bash(script)
     })
     .await;
@@ -673,7 +739,7 @@ async fn what_is_no_program_is_told_with_what_it_is() {
     for (run, expected) in [
         (
             fixture("not-executable"),
-            "/not-executable\" may not be executed by the worker's user (uid ",
+            "/not-executable\" may not be executed by the command's user (uid ",
         ),
         (
             fixture("no-first-line"),

@@ -1,0 +1,103 @@
+//! Puts a run into the words of the protocol.
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::{fs, io};
+
+use rustix::fs::MemfdFlags;
+
+use super::client::Keeper;
+use super::limits::Bounds;
+use super::protocol::{self, MAX_PACKET, MAX_START, Schedule, Start, ToKeeper};
+use super::{NotStarted, Run, program};
+use crate::message::FailureKind;
+
+/// A command, encoded for a keeper.
+pub(super) struct Request {
+    bytes: Vec<u8>,
+    /// What `bytes` refers to, when they are more than a packet.
+    file: Option<OwnedFd>,
+}
+
+impl Request {
+    /// Encodes a run.
+    ///
+    /// # Errors
+    ///
+    /// When no kernel would take it: too many bytes, or a NUL in one of its strings.
+    pub(super) fn new(run: &Run) -> Result<Self, NotStarted> {
+        let argv = [&run.program].into_iter().chain(&run.args);
+        let argv = block(argv.map(|arg| arg.as_bytes().to_vec()))?;
+        let env = block(run.env.iter().map(|(key, value)| format!("{key}={value}").into_bytes()))?;
+        let cwd = block(run.cwd.iter().map(|cwd| cwd.as_os_str().as_bytes().to_vec()))?;
+        let candidates = block(program::candidates(run).into_iter())?;
+        let start = ToKeeper::Start(Box::new(Start {
+            candidates: &candidates,
+            argv: &argv,
+            env: &env,
+            cwd: &cwd,
+            schedule: Schedule {
+                warning: run.warning,
+                timeout: run.timeout,
+                term_signal: run.term_signal,
+                kill_grace: run.kill_grace,
+            },
+            leftovers: run.leftovers,
+            bounds: Bounds::from(&run.limits),
+            rights: run.rights.clone(),
+            has_stdin: !run.stdin.is_empty(),
+        }));
+        if argv.len() + env.len() > MAX_START / 2 {
+            return Err(program::too_large(run));
+        }
+        Self::encode(start).map_err(|error| {
+            let message = format!("the request for it could not be made: {error}");
+            NotStarted::new(FailureKind::SpawnFailed, message)
+        })
+    }
+
+    fn encode(start: ToKeeper<'_>) -> io::Result<Self> {
+        let bytes = protocol::encode(&start)?;
+        if bytes.len() <= MAX_PACKET {
+            return Ok(Self { bytes, file: None });
+        }
+        let ToKeeper::Start(start) = start else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let whole = protocol::encode(&start)?;
+        let size = u32::try_from(whole.len()).map_err(io::Error::other)?;
+        let mut file = fs::File::from(rustix::fs::memfd_create("synthex-request", MemfdFlags::CLOEXEC)?);
+        file.write_all(&whole)?;
+        Ok(Self {
+            bytes: protocol::encode(&ToKeeper::StartInFile(size))?,
+            file: Some(file.into()),
+        })
+    }
+
+    /// Gives it to a keeper with the command's ends of its streams.
+    ///
+    /// # Errors
+    ///
+    /// When the keeper is dead.
+    pub(super) fn send(&self, keeper: &Keeper, streams: &[OwnedFd]) -> io::Result<()> {
+        let descriptors: Vec<BorrowedFd<'_>> = streams.iter().chain(&self.file).map(AsFd::as_fd).collect();
+        keeper.start(&self.bytes, &descriptors)
+    }
+}
+
+/// Strings, each ended by a NUL.
+fn block(strings: impl Iterator<Item = Vec<u8>>) -> Result<Vec<u8>, NotStarted> {
+    let mut block = Vec::new();
+    for string in strings {
+        if string.contains(&0) {
+            let shown = program::shown(OsStr::from_bytes(&string));
+            let message = format!("the command has a NUL in {shown}: no program can be given one");
+            return Err(NotStarted::new(FailureKind::SpawnFailed, message));
+        }
+        block.extend_from_slice(&string);
+        block.push(0);
+    }
+    Ok(block)
+}
