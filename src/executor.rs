@@ -54,6 +54,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -67,6 +68,9 @@ use streams::Streams;
 
 /// How long output may go on after the last process of a run is gone: a process of another run may hold its pipes.
 const DRAIN_GRACE: Duration = Duration::from_millis(100);
+
+/// How long a command counts as starting. A short one is over by then.
+const START: Duration = Duration::from_millis(5);
 
 /// How long after the last moment at which it should have answered a keeper is taken for hung.
 const ANSWER_GRACE: Duration = Duration::from_secs(10);
@@ -125,6 +129,7 @@ impl Clock {
 struct Running {
     keeper: Keeper,
     streams: Streams,
+    turn: OwnedSemaphorePermit,
 }
 
 /// Gives the command to a keeper.
@@ -138,12 +143,14 @@ async fn begin(spawners: &Spawners, run: &Run) -> Result<Running, NotStarted> {
         .keeper()
         .await
         .map_err(|error| program::no_helper(Some(&error)))?;
+    let turn = spawners.turn_to_start().await;
     let (pipes, theirs) = streams::pipes(run).map_err(|error| program::no_descriptors(&error))?;
     // A keeper that is dead gives no answer, and that is where it is seen.
     let _ = request.send(&keeper, &theirs);
     Ok(Running {
         keeper,
         streams: Streams::new(pipes, run.stdin.clone(), run.max_output),
+        turn,
     })
 }
 
@@ -151,63 +158,79 @@ impl Running {
     /// Moves bytes until the keeper answers, and has it make an end when one is wanted. `None` when it was not started
     /// and another keeper may start it.
     async fn see_through(
-        mut self,
+        self,
         spawners: &Spawners,
         run: &Run,
         stop: &CancellationToken,
         clock: Clock,
     ) -> Option<Outcome> {
-        let Some(answer) = self.answer(run, stop).await else {
-            spawners.discard(self.keeper).await;
-            return Some(Outcome::of_dead_helper(self.streams, clock, stop.is_cancelled()));
+        let Self {
+            keeper,
+            mut streams,
+            turn,
+        } = self;
+        let Some(answer) = answer(&keeper, &mut streams, turn, run, stop).await else {
+            spawners.discard(keeper).await;
+            return Some(Outcome::of_dead_helper(streams, clock, stop.is_cancelled()));
         };
         match answer {
             Answer::Unread => None,
             Answer::Died => {
-                within_grace(self.streams.ended()).await;
-                Some(Outcome::of_dead_helper(self.streams, clock, stop.is_cancelled()))
+                within_grace(streams.ended()).await;
+                Some(Outcome::of_dead_helper(streams, clock, stop.is_cancelled()))
             }
             Answer::Failed(failure) => {
-                spawners.give_back(self.keeper);
+                spawners.give_back(keeper);
                 let reason = program::explain(failure, run).await;
                 Some(Outcome::without_start(End::NotStarted(reason), clock.elapsed()))
             }
             Answer::Ended(report) => {
                 // What is in the pipes is all there will be. Where somebody else holds them, they are closed with what
                 // was read.
-                within_grace(self.streams.ended()).await;
+                within_grace(streams.ended()).await;
                 match report.reusable {
-                    true => spawners.give_back(self.keeper),
-                    false => spawners.release(self.keeper).await,
+                    true => spawners.give_back(keeper),
+                    false => spawners.release(keeper).await,
                 }
-                Some(Outcome::of_report(&report, self.streams, run, clock))
+                Some(Outcome::of_report(&report, streams, run, clock))
             }
         }
     }
+}
 
-    /// The keeper's answer; `None` if it gives none when it should have long ago.
-    async fn answer(&mut self, run: &Run, stop: &CancellationToken) -> Option<Answer> {
-        let Self { keeper, streams } = self;
-        let by_itself = run
-            .timeout
-            .saturating_add(run.kill_grace)
-            .saturating_add(ending::KILL_WAIT);
-        let flow = async {
-            tokio::select! {
-                biased;
-                answer = keeper.answer() => Some(answer),
-                () = stop.cancelled() => {
-                    keeper.kill();
-                    timeout(ending::KILL_WAIT.saturating_add(ANSWER_GRACE), keeper.answer()).await.ok()
-                }
-                () = tokio::time::sleep(by_itself.saturating_add(ANSWER_GRACE)) => None,
-            }
-        };
+/// The keeper's answer; `None` if it gives none when it should have long ago.
+async fn answer(
+    keeper: &Keeper,
+    streams: &mut Streams,
+    turn: OwnedSemaphorePermit,
+    run: &Run,
+    stop: &CancellationToken,
+) -> Option<Answer> {
+    let by_itself = run
+        .timeout
+        .saturating_add(run.kill_grace)
+        .saturating_add(ending::KILL_WAIT);
+    let answer = async {
         tokio::select! {
             biased;
-            answer = flow => answer,
-            never = streams.flow() => match never {},
+            answer = keeper.answer() => Some(answer),
+            () = stop.cancelled() => {
+                keeper.kill();
+                timeout(ending::KILL_WAIT.saturating_add(ANSWER_GRACE), keeper.answer()).await.ok()
+            }
+            () = tokio::time::sleep(by_itself.saturating_add(ANSWER_GRACE)) => None,
         }
+    };
+    let started = async {
+        tokio::time::sleep(START).await;
+        drop(turn);
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        answer = answer => answer,
+        never = streams.flow() => match never {},
+        never = started => never,
     }
 }
 

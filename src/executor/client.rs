@@ -20,6 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::cgroup::{CgroupError, Choice, Claim, Delegation};
 use super::protocol::{self, Failure, FromKeeper, FromSpawner, Packet, Report, ToKeeper, ToSpawner};
@@ -33,6 +34,9 @@ const TRIES: usize = 3;
 
 /// How long a spawner may take to end once it was let go: as long as its keepers need to make an end of their jobs.
 const GOODBYE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+
+/// How many commands may be starting at a time, for each processor: enough to keep it busy while others wait.
+const STARTS_A_PROCESSOR: usize = 2;
 
 /// How long to wait before a spawner that could not be started is tried again.
 const START_AGAIN: Duration = Duration::from_millis(500);
@@ -87,6 +91,8 @@ struct Inner {
     /// Free keepers, the one last used last. Dropped before the spawners, which wait for theirs.
     idle: Mutex<Vec<Idle>>,
     spawners: Vec<Spawner>,
+    /// Commands that may be starting at a time.
+    starts: Arc<Semaphore>,
     /// Children of this process that are not to be taken for orphans.
     known: Mutex<BTreeSet<u32>>,
 }
@@ -158,6 +164,7 @@ impl Spawners {
             claim,
             spawners,
             idle: Mutex::default(),
+            starts: Arc::new(Semaphore::new(starts_at_a_time())),
             known,
         })))
     }
@@ -198,6 +205,17 @@ impl Spawners {
             }
         }
         Err(error)
+    }
+
+    /// Waits for a command's turn to start, which is over when this is dropped. More starts at a time are no faster, as
+    /// a start is all work for the processor; but each of them, and each end of a command, then waits for all others.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe, but the place in the queue is lost.
+    pub(super) async fn turn_to_start(&self) -> OwnedSemaphorePermit {
+        let turn = self.0.starts.clone().acquire_owned().await;
+        turn.expect("nobody closes this semaphore")
     }
 
     /// Takes back a keeper that has nothing to do.
@@ -293,6 +311,11 @@ impl Spawners {
     fn known(&self) -> std::sync::MutexGuard<'_, BTreeSet<u32>> {
         self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn starts_at_a_time() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    processors.saturating_mul(STARTS_A_PROCESSOR)
 }
 
 /// Makes the chosen cgroup ours. What may be missing unasked is missing with a word in the log.

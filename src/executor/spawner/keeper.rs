@@ -69,6 +69,9 @@ impl Keeper {
     fn new(socket: OwnedFd, lifeline: OwnedFd, groups: Option<&Domain>) -> io::Result<Self> {
         rustix::thread::set_name(c"synthex-keeper")?;
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        // A session of its own is a scheduling group of its own (autogroup, sched(7)), as each command's is.
+        rustix::process::setsid()?;
+        sys::run_soon();
         Ok(Self {
             socket,
             lifeline,

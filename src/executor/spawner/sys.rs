@@ -27,6 +27,12 @@ const STACK: usize = 64 * 1024;
 /// From clone(2): too wide for the type that the C library's header gives it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
+/// How a keeper is scheduled: see [`run_soon`]. The slice is in nanoseconds, the shortest there is.
+const KEEPER_NICE: c_int = -10;
+const KEEPER_SLICE: u64 = 100_000;
+const RESET_ON_FORK: u64 = 1; // SCHED_FLAG_RESET_ON_FORK
+const ATTRIBUTES_SIZE: u32 = 48; // SCHED_ATTR_SIZE_VER0
+
 /// The last signal of Linux, and the bytes of a set of them.
 const LAST_SIGNAL: c_int = 64;
 const MASK_BYTES: usize = 8;
@@ -231,6 +237,40 @@ pub(super) fn reset_signals() {
                 MASK_BYTES,
             )
         };
+    }
+}
+
+/// Has this process run soon after it is woken, however many others want to run: with little to do at a time (a short
+/// slice, from Linux 6.12), and before others where it may (root). What it starts gets none of this. A kernel that knows
+/// nothing of it leaves things as they are.
+pub(super) fn run_soon() {
+    // A `struct sched_attr`, see sched_setattr(2).
+    #[repr(C)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    for nice in [KEEPER_NICE, 0] {
+        let attributes = Attributes {
+            size: ATTRIBUTES_SIZE,
+            policy: libc::SCHED_OTHER.cast_unsigned(),
+            flags: RESET_ON_FORK,
+            nice,
+            priority: 0,
+            runtime: KEEPER_SLICE,
+            deadline: 0,
+            period: 0,
+        };
+        // SAFETY: the structure is as large as it says, and only read.
+        if unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) } == 0 {
+            return;
+        }
     }
 }
 
