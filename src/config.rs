@@ -8,6 +8,7 @@
 //!
 //! - `file` is a pool file as serde and the schema see it; `keys` is the same for people: what belongs where.
 //! - `document` takes a text apart into settings; `check` judges one setting alone.
+//! - `account` finds the numbers of the user and the group that commands run as.
 //! - `draft` lays defaults, file and flags over each other, judges what belongs together, and makes the [`Pool`].
 //!
 //! Invariants: a default is written once, in `workers/default.toml`, which is compiled in; a file is never half applied;
@@ -15,6 +16,7 @@
 //!
 //! Not here: which files to load, the broker's address, and what a pool makes of a job.
 
+mod account;
 mod check;
 mod document;
 mod draft;
@@ -29,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::executor::{Leftovers, Rights};
 use crate::flow::retry::Schedule;
 use crate::message::{Limits, SignalName, Status};
 use crate::transport::topology::Declare;
@@ -65,8 +68,16 @@ pub struct Pool {
     pub max_timeout: Duration,
     /// From `term_signal` to SIGKILL.
     pub kill_grace: Duration,
-    /// What asks a command to end.
+    /// What asks a command, and all it started, to end.
     pub term_signal: SignalName,
+    /// The warning of a timeout, earlier than `timeout`; `None`: there is none unless a job asks for it.
+    pub warn_before: Option<Duration>,
+    /// What a command is warned with.
+    pub warn_signal: SignalName,
+    /// What becomes of processes that a command leaves behind.
+    pub leftovers: Leftovers,
+    /// What commands may do.
+    pub rights: Rights,
     /// What runs scripts; never empty.
     pub shell: Vec<String>,
     /// Where commands run, absolute; `None`: where the worker does.

@@ -12,7 +12,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
     ("supervise", &["flow"]),
     ("transport", &["message", "flow"]),
     ("executor", &["message", "flow"]),
-    ("config", &["message", "flow", "transport"]),
+    ("config", &["message", "flow", "transport", "executor"]),
     (
         "worker",
         &["message", "flow", "supervise", "transport", "executor", "config"],

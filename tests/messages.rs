@@ -344,7 +344,7 @@ const BAD_JOBS: &[(&str, Verdict, &str)] = &[
     (
         "unknown_field",
         Refuses,
-        "comand: unknown field; allowed here: id, command, script, env, cwd, stdin, stdin_base64, timeout, kill_grace, term_signal, retry, not_before, expires_at, labels, limits, output",
+        "comand: unknown field; allowed here: id, command, script, env, cwd, stdin, stdin_base64, timeout, kill_grace, term_signal, warn_before, warn_signal, retry, not_before, expires_at, labels, limits, output",
     ),
     (
         "unknown_limit",
@@ -360,6 +360,21 @@ const BAD_JOBS: &[(&str, Verdict, &str)] = &[
         "unknown_retry",
         Refuses,
         "retry.attempts: unknown field; allowed here: max_attempts, initial, max, multiplier, statuses, exit_codes",
+    ),
+    (
+        "warn_before_number",
+        Refuses,
+        r#"warn_before: expected a duration such as "30s", got 30"#,
+    ),
+    (
+        "warn_before_timeout",
+        Accepts("compares two fields"),
+        r#"warn_before: expected less than timeout ("10s"), got "10s""#,
+    ),
+    (
+        "warn_signal_unknown",
+        Refuses,
+        r#"warn_signal: expected a signal such as "TERM", got "WARN""#,
     ),
 ];
 
@@ -530,7 +545,7 @@ fn every_field_says_what_it_expects_when_its_type_is_wrong() {
             refused(&format!("{name}.{inner}"), json!({ name: { inner: {} } }));
         }
     }
-    assert_eq!(seen, 16 + 6 + 5 + 2, "every field of a job and of its three objects");
+    assert_eq!(seen, 18 + 6 + 5 + 2, "every field of a job and of its three objects");
 }
 
 #[test]

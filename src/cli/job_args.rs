@@ -26,6 +26,12 @@ pub(super) struct JobArgs {
     /// The signal that asks the command to end [default: the pool's]
     #[arg(long, value_name = "NAME")]
     term_signal: Option<SignalName>,
+    /// Warn the command this long before its timeout [default: the pool's]
+    #[arg(long, value_name = "DURATION")]
+    warn_before: Option<Span>,
+    /// The signal that warns it [default: the pool's]
+    #[arg(long, value_name = "NAME")]
+    warn_signal: Option<SignalName>,
     /// Run it at most this often when it fails [default: the pool's]
     #[arg(long, value_name = "N")]
     max_attempts: Option<NonZeroU32>,
@@ -74,6 +80,8 @@ impl JobArgs {
             timeout: self.timeout,
             kill_grace: self.kill_grace,
             term_signal: self.term_signal,
+            warn_before: self.warn_before,
+            warn_signal: self.warn_signal,
             retry,
             not_before: self.not_before,
             expires_at: self.expires_at,

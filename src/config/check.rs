@@ -3,6 +3,8 @@
 //! A setting is read as a file that holds nothing else, so each key gets a verdict of its own, whatever is wrong with
 //! the others. What a pool shares with jobs is judged by the rules of jobs ([`Job::check`]).
 
+use std::path::PathBuf;
+
 use serde_path_to_error::Segment;
 use toml::{Table, Value};
 
@@ -46,6 +48,9 @@ pub(super) fn check(path: &KeyPath, value: &Value) -> Result<(), Problem> {
     let file = read(assemble([(path, value)])).map_err(|error| explain(key, path, value, &error))?;
     if !is_in_range(&file) {
         return Err(wrong_type(key, path, value, None));
+    }
+    if let Some(index) = wrong_path(&file) {
+        return Err(wrong_type(key, path, value, Some(index)));
     }
     check_as_job(path, file)
 }
@@ -128,7 +133,25 @@ fn mismatch(expected: &str, got: &Value, secret: bool) -> String {
 
 /// Checks what the types of a pool's own keys can't hold.
 fn is_in_range(file: &PoolFile) -> bool {
-    file.pool.as_deref().is_none_or(is_pool_name) && file.slots.is_none_or(|slots| (1..=MAX_SLOTS).contains(&slots))
+    let name = |name: &str| !name.is_empty() && !name.contains('\0');
+    file.pool.as_deref().is_none_or(is_pool_name)
+        && file.slots.is_none_or(|slots| (1..=MAX_SLOTS).contains(&slots))
+        && file.user.as_deref().is_none_or(name)
+        && file.group.as_deref().is_none_or(name)
+        && file.umask.as_deref().is_none_or(|umask| read_umask(umask).is_some())
+}
+
+/// Reads a file mode creation mask: octal digits, up to 0777, with or without a zero in front.
+pub(super) fn read_umask(text: &str) -> Option<u32> {
+    let is_octal = (1..=4).contains(&text.len()) && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    let mask = u32::from_str_radix(text, 8).ok()?;
+    (is_octal && mask <= 0o777).then_some(mask)
+}
+
+/// Finds the first path beneath which nothing can be written: one that is not absolute, or has a NUL in it.
+fn wrong_path(file: &PoolFile) -> Option<usize> {
+    let is_wrong = |path: &PathBuf| !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0);
+    file.writable.iter().flatten().position(is_wrong)
 }
 
 /// A dot would split the routing key of results, `<pool>.<status>`.
@@ -280,6 +303,47 @@ mod tests {
         ] {
             assert_eq!(verdict(key, value), expected);
         }
+    }
+
+    #[test]
+    fn a_umask_is_octal_and_of_permissions_alone() {
+        for good in ["022", "0022", "77", "0", "0777"] {
+            assert_eq!(verdict("umask", &format!("{good:?}")), "fine");
+        }
+        assert_eq!((read_umask("022"), read_umask("0777")), (Some(0o22), Some(0o777)));
+        for bad in ["", "8", "1000", "00022", "0o22", "+22", "rwx"] {
+            assert_eq!(
+                verdict("umask", &format!("{bad:?}")),
+                format!(r#"umask: expected octal digits from "000" to "777", as a text, got {bad:?}"#)
+            );
+        }
+        assert!(verdict("umask", "22").ends_with(", got 22"), "a number is no octal one");
+    }
+
+    #[test]
+    fn the_first_path_that_is_not_absolute_is_named() {
+        assert_eq!(verdict("writable", r#"["/srv", "/tmp/a b"]"#), "fine");
+        assert_eq!(verdict("writable", "[]"), "fine", "nowhere at all");
+        assert_eq!(
+            verdict("writable", r#"["/srv", "work", "~/tmp"]"#),
+            r#"writable[1]: expected an absolute path, got "work""#
+        );
+        let nul = verdict("writable", r#"["/a\u0000b"]"#);
+        assert!(nul.starts_with("writable[0]: expected an absolute path, got "), "{nul}");
+    }
+
+    #[test]
+    fn who_commands_run_as_is_a_text() {
+        for key in ["user", "group"] {
+            assert_eq!(verdict(key, r#""1000""#), "fine");
+            let expected = format!("{key}: expected the name or number of a {key}, as a text, got ");
+            assert_eq!(verdict(key, "1000"), format!("{expected}1000"));
+            assert_eq!(verdict(key, r#""""#), format!(r#"{expected}"""#));
+        }
+        assert_eq!(
+            verdict("leftovers", r#""spare""#),
+            r#"leftovers: expected "kill" or "allow", got "spare""#
+        );
     }
 
     #[test]

@@ -9,20 +9,30 @@ use std::thread::available_parallelism;
 
 use toml::Value as Toml;
 
-use super::check::{Problem, assemble, check, read};
+use super::account::{Accounts, Machine, Wanted, resolve};
+use super::check::{Problem, assemble, check, read, read_umask};
 use super::document::{self, Document, Fault};
 use super::file::{MAX_SLOTS, PoolFile};
 use super::keys::{ENV, KEYS, KeyPath};
 use super::{ConfigError, ConfigErrors, DEFAULT_POOL, Loaded, Origin, Output, Overrides, Pool, Retry, Value};
+use crate::executor::{Rights, UserIds};
 use crate::flow::retry::Schedule;
 use crate::message::{OutputPolicy, RetryPolicy, Span};
 
-/// Pairs of settings of which the first must not exceed the second.
-const ORDERED: [(&str, &str); 3] = [
-    ("slots", "prefetch"),
-    ("timeout", "max_timeout"),
-    ("retry.initial", "retry.max"),
+/// Pairs of settings, and what the first has to be to the second.
+const ORDERED: [(&str, Order, &str); 4] = [
+    ("slots", Order::AtMost, "prefetch"),
+    ("timeout", Order::AtMost, "max_timeout"),
+    ("warn_before", Order::LessThan, "timeout"),
+    ("retry.initial", Order::AtMost, "retry.max"),
 ];
+
+/// How one setting stands to another.
+#[derive(Clone, Copy)]
+enum Order {
+    AtMost,
+    LessThan,
+}
 
 /// A pool that is being put together.
 pub(super) struct Draft {
@@ -32,6 +42,8 @@ pub(super) struct Draft {
     errors: Vec<ConfigError>,
     /// Whether some of the file could not be read, so that a default may stand where the file has a value.
     incomplete: bool,
+    /// Who commands run as, where that is not the worker's own user.
+    user: Option<UserIds>,
 }
 
 struct Setting {
@@ -54,7 +66,7 @@ impl Draft {
             }
         }
         draft.lay_flags(overrides);
-        draft.conclude();
+        draft.conclude(&Machine);
         draft
     }
 
@@ -62,7 +74,7 @@ impl Draft {
     pub(super) fn of_defaults(overrides: &Overrides) -> Self {
         let mut draft = Self::new(Origin::Default);
         draft.lay_flags(overrides);
-        draft.conclude();
+        draft.conclude(&Machine);
         draft
     }
 
@@ -73,6 +85,7 @@ impl Draft {
             settings,
             errors,
             incomplete: false,
+            user: None,
         };
         let cpus = available_parallelism().map_or(1, usize::from);
         draft.lay(
@@ -115,10 +128,12 @@ impl Draft {
     }
 
     /// Does what takes more than one setting.
-    fn conclude(&mut self) {
+    fn conclude(&mut self, accounts: &impl Accounts) {
         self.compute_prefetch();
+        self.find_user(accounts);
         if !self.incomplete {
             self.check_order();
+            self.check_writable();
         }
     }
 
@@ -144,12 +159,41 @@ impl Draft {
         }
     }
 
+    fn find_user(&mut self, accounts: &impl Accounts) {
+        let text = |key| self.settings.get(&KeyPath::of(key))?.value.as_str();
+        let wanted = Wanted {
+            user: text("user"),
+            group: text("group"),
+        };
+        match resolve(&wanted, accounts) {
+            Ok(user) => self.user = user,
+            Err(refused) => refused.into_iter().for_each(|(key, message)| {
+                let key = key.to_owned();
+                self.refuse(self.source.clone(), Problem { key, message });
+            }),
+        }
+    }
+
     fn check_order(&mut self) {
-        for (low, high) in ORDERED {
+        for (low, order, high) in ORDERED {
             let setting = |key| Some((key, self.settings.get(&KeyPath::of(key))?));
             if let (Some(low), Some(high)) = (setting(low), setting(high)) {
-                self.errors.extend(out_of_order(low, high));
+                self.errors.extend(out_of_order(low, order, high));
             }
+        }
+    }
+
+    /// The kernel takes rules for writing from a process that can gain no rights; root alone is exempt, and a user
+    /// who is not is what such rules are for.
+    fn check_writable(&mut self) {
+        let is_set = |key| self.settings.contains_key(&KeyPath::of(key));
+        let kept = self.settings.get(&KeyPath::of("no_new_privs"));
+        if is_set("writable") && kept.is_some_and(|kept| kept.value.as_bool() == Some(false)) {
+            let problem = Problem {
+                key: "no_new_privs".to_owned(),
+                message: "expected true, which writable needs, got false".to_owned(),
+            };
+            self.refuse(self.source.clone(), problem);
         }
     }
 
@@ -171,7 +215,7 @@ impl Draft {
             .collect();
         let table = assemble(self.settings.iter().map(|(path, setting)| (path, &setting.value)));
         let file = read(table).expect("settings that are right alone are right together");
-        let pool = pool(file).expect("workers/default.toml has every key that can't be without a value");
+        let pool = pool(file, self.user).expect("workers/default.toml has every key that can't be without a value");
         Ok(Loaded { pool, values })
     }
 }
@@ -203,19 +247,24 @@ pub(super) fn refuse_same_names(drafts: &mut [Draft]) {
     }
 }
 
-/// Refuses a setting that exceeds another: blames the one whose origin is over the other's, and shows both.
-fn out_of_order(low: (&str, &Setting), high: (&str, &Setting)) -> Option<ConfigError> {
-    if low.1.magnitude()? <= high.1.magnitude()? {
+/// Refuses a setting that is not to another as it has to be: blames the one whose origin is over the other's, and shows both.
+fn out_of_order(low: (&str, &Setting), order: Order, high: (&str, &Setting)) -> Option<ConfigError> {
+    let (least, most) = (low.1.magnitude()?, high.1.magnitude()?);
+    let (is_right, below, above) = match order {
+        Order::AtMost => (least <= most, "at most", "at least"),
+        Order::LessThan => (least < most, "less than", "more than"),
+    };
+    if is_right {
         return None;
     }
     let (bound, (key, blamed), (other_key, other)) = if low.1.origin > high.1.origin {
-        ("most", low, high)
+        (below, low, high)
     } else {
-        ("least", high, low)
+        (above, high, low)
     };
     let note = other.note(&blamed.origin);
     let message = format!(
-        "expected at {bound} {other_key} ({}{note}), got {}",
+        "expected {bound} {other_key} ({}{note}), got {}",
         other.value, blamed.value
     );
     Some(ConfigError {
@@ -265,7 +314,8 @@ fn shown(path: &KeyPath, setting: &Setting) -> Value {
 }
 
 /// Turns a complete file into a pool; `None` when a key is missing that has to be there.
-fn pool(file: PoolFile) -> Option<Pool> {
+fn pool(file: PoolFile, user: Option<UserIds>) -> Option<Pool> {
+    let rights = rights(&file, user)?;
     Some(Pool {
         name: file.pool?.into(),
         slots: file.slots?.into(),
@@ -279,12 +329,25 @@ fn pool(file: PoolFile) -> Option<Pool> {
         max_timeout: file.max_timeout?.get(),
         kill_grace: file.kill_grace?.get(),
         term_signal: file.term_signal?,
+        warn_before: file.warn_before.map(Span::get),
+        warn_signal: file.warn_signal?,
+        leftovers: file.leftovers?,
+        rights,
         shell: file.shell?,
         cwd: file.cwd,
         env: file.env?,
         retry: retry(file.retry?)?,
         limits: file.limits.unwrap_or_default(),
         output: output(file.output?)?,
+    })
+}
+
+fn rights(file: &PoolFile, user: Option<UserIds>) -> Option<Rights> {
+    Some(Rights {
+        user,
+        umask: file.umask.as_deref().and_then(read_umask),
+        may_gain: !file.no_new_privs?,
+        writable: file.writable.clone(),
     })
 }
 
@@ -310,13 +373,109 @@ fn output(policy: OutputPolicy) -> Option<Output> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::account::tests::Fake;
     use super::*;
 
     fn finished(text: &[u8]) -> Result<Loaded, ConfigErrors> {
+        finished_as(0, text)
+    }
+
+    /// Loads a file as a worker of the user `uid`.
+    fn finished_as(uid: u32, text: &[u8]) -> Result<Loaded, ConfigErrors> {
         let mut draft = Draft::new(Origin::File("x.toml".into()));
         draft.lay_document(document::parse(text));
-        draft.conclude();
+        draft.conclude(&Fake { uid });
         draft.finish()
+    }
+
+    /// What is wrong with a file, line by line.
+    fn errors_of(uid: u32, text: &str) -> Vec<String> {
+        let errors = finished_as(uid, text.as_bytes()).unwrap_err();
+        errors.to_string().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_user_and_a_group_reach_the_pool_and_are_shown_as_they_are_written() {
+        let loaded = finished(b"user = 'render'\ngroup = 'audio'\n").unwrap();
+        let expected = UserIds {
+            uid: 1001,
+            gid: 29,
+            groups: vec![29, 44],
+        };
+        assert_eq!(loaded.pool.rights.user, Some(expected));
+        let shown: Vec<String> = loaded
+            .values
+            .iter()
+            .filter(|value| ["user", "group"].contains(&&*value.key))
+            .map(|value| format!("{} = {} # {}", value.key, value.value, value.origin))
+            .collect();
+        assert_eq!(shown, [r#"user = "render" # x.toml"#, r#"group = "audio" # x.toml"#]);
+        let own = finished_as(1001, b"user = 'render'\n").unwrap();
+        assert_eq!(own.pool.rights.user, None);
+    }
+
+    #[test]
+    fn who_there_is_not_is_told_with_all_else_that_is_wrong() {
+        assert_eq!(
+            errors_of(
+                0,
+                "user = 'nobody-here'\numask = '999'\ngroup = 'nor-here'\nslots = 0\n"
+            ),
+            [
+                r#"x.toml: umask: expected octal digits from "000" to "777", as a text, got "999""#,
+                "x.toml: slots: expected a whole number from 1 to 10000, got 0",
+                r#"x.toml: user: expected a user that this machine has, by its name or number, got "nobody-here""#,
+                r#"x.toml: group: expected a group that this machine has, by its name or number, got "nor-here""#,
+            ]
+        );
+        assert_eq!(
+            errors_of(1000, "user = 'render'\n"),
+            [r#"x.toml: user: expected the worker's own user (1000), or a worker that runs as root, got "render""#]
+        );
+    }
+
+    #[test]
+    fn a_warning_comes_before_the_timeout() {
+        for (text, error) in [
+            (
+                "warn_before = '1h'",
+                r#"x.toml: warn_before: expected less than timeout ("1h", the default), got "1h""#,
+            ),
+            (
+                "warn_before = '10s'\ntimeout = '9s'",
+                r#"x.toml: timeout: expected more than warn_before ("10s"), got "9s""#,
+            ),
+        ] {
+            assert_eq!(errors_of(0, text), [error]);
+        }
+        let pool = finished(b"warn_before = '59m'\nwarn_signal = 'INT'").unwrap().pool;
+        assert_eq!(pool.warn_before, Some(std::time::Duration::from_secs(59 * 60)));
+        assert_eq!(pool.warn_signal.number(), 2);
+    }
+
+    #[test]
+    fn rules_for_writing_need_commands_that_gain_no_rights() {
+        assert_eq!(
+            errors_of(0, "writable = ['/srv']\nno_new_privs = false\n"),
+            ["x.toml: no_new_privs: expected true, which writable needs, got false"]
+        );
+        let rights = |text: &str| finished(text.as_bytes()).unwrap().pool.rights;
+        assert_eq!(rights("writable = ['/srv']").writable, Some(vec!["/srv".into()]));
+        assert!(rights("no_new_privs = false").may_gain);
+        assert!(!rights("").may_gain && rights("").writable.is_none());
+        assert_eq!((rights("umask = '027'").umask, rights("").umask), (Some(0o27), None));
+    }
+
+    #[test]
+    fn every_example_in_the_reference_is_valid() {
+        let is_key = |c: char| c.is_ascii_alphabetic() || c == '_';
+        let uncommented = DEFAULT_POOL.lines().map(|line| match line.strip_prefix("# ") {
+            Some(rest) if rest.split_once(" = ").is_some_and(|(name, _)| name.chars().all(is_key)) => rest,
+            _ => line,
+        });
+        let text = uncommented.collect::<Vec<_>>().join("\n");
+        let loaded = finished(text.as_bytes()).unwrap();
+        assert_eq!(loaded.values.len(), KEYS.len() + 1, "all keys, of env two");
     }
 
     /// What is expected of a file is that it loads or that its errors say something, whatever it holds.

@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::executor::Leftovers;
 use crate::message::{ByteSize, Limits, OutputPolicy, RetryPolicy, SignalName, Span};
 use crate::transport::topology::Declare;
 
@@ -52,20 +53,48 @@ pub struct PoolFile {
     pub max_job_bytes: Option<ByteSize>,
     /// How long running commands may go on once the worker was asked to stop.
     pub stop_grace: Option<Span>,
-    /// The wall clock limit of a command.
+    /// The wall clock limit of a command: then it and every process it started get `term_signal`.
     pub timeout: Option<Span>,
     /// The longest `timeout` that a job may ask for; not less than `timeout`.
     pub max_timeout: Option<Span>,
-    /// The time from `term_signal` to SIGKILL.
+    /// The time from `term_signal` to SIGKILL, for a command and every process it started, in whatever session or
+    /// group.
     pub kill_grace: Option<Span>,
-    /// The signal that asks a command to end.
+    /// The signal that asks a command, and every process it started, to end. SIGCONT follows it, as a stopped process
+    /// sees no other.
     pub term_signal: Option<SignalName>,
-    /// What runs a job's `script`, program first; the script is added as the last argument.
+    /// How long before its timeout a command, and every process it started, get `warn_signal`; shorter than `timeout`.
+    /// A job whose timeout is not longer than this is not warned. Default: no warning.
+    pub warn_before: Option<Span>,
+    /// The signal that warns of the timeout. It ends a command that neither catches nor ignores it.
+    pub warn_signal: Option<SignalName>,
+    /// What becomes of processes that a command leaves running when it ends by itself; at its timeout all are killed.
+    #[serde(default, deserialize_with = "leftovers")]
+    #[schemars(with = "Option<LeftoversWord>")]
+    pub leftovers: Option<Leftovers>,
+    /// What runs a job's `script`, program first; the script is added as the last argument, and nothing stands between.
     #[schemars(length(min = 1), inner(regex(pattern = NO_NUL)), extend("prefixItems" = program()))]
     pub shell: Option<Vec<String>>,
     /// The working directory of commands, an absolute path. Default: the worker's own.
     #[schemars(regex(pattern = r"^/[^\x00]*$"))]
     pub cwd: Option<PathBuf>,
+    /// The user that commands run as, by name or number, with all groups it is in. Needs a worker that is root, or is
+    /// that user. Default: the worker's own.
+    #[schemars(length(min = 1))]
+    pub user: Option<String>,
+    /// The group that commands run as, by name or number. Needs a worker that is root, or is of that group. Default:
+    /// the group of `user`, else the worker's own.
+    #[schemars(length(min = 1))]
+    pub group: Option<String>,
+    /// The file mode creation mask of commands, in octal. Default: the worker's own.
+    #[schemars(regex(pattern = "^0?[0-7]{1,3}$"), example = "022")]
+    pub umask: Option<String>,
+    /// Whether commands are kept from gaining rights by programs such as sudo (setuid, setgid, file capabilities).
+    pub no_new_privs: Option<bool>,
+    /// The only paths, absolute, beneath which commands may write (Landlock), besides devices that keep nothing. Needs
+    /// `no_new_privs`. Default: wherever their user may.
+    #[schemars(inner(regex(pattern = r"^/[^\x00]*$")))]
+    pub writable: Option<Vec<PathBuf>>,
     /// Environment variables of commands, added to the defaults one by one; nothing of the worker's own gets in.
     #[schemars(inner(regex(pattern = NO_NUL)), extend("propertyNames" = { "pattern": r"^[^=\x00]+$" }))]
     pub env: Option<BTreeMap<String, String>>,
@@ -99,5 +128,25 @@ fn declare<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Declare>,
     Ok(word.map(|word| match word {
         DeclareWord::Active => Declare::Active,
         DeclareWord::Passive => Declare::Passive,
+    }))
+}
+
+// The words for `Leftovers`, which itself crosses no border but that of the helper processes.
+/// What to do about processes that outlive their command.
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "Leftovers")]
+enum LeftoversWord {
+    /// They have a tenth of a second to end, and are killed then.
+    Kill,
+    /// They live on, no longer the job's.
+    Allow,
+}
+
+fn leftovers<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Leftovers>, D::Error> {
+    let word = Option::<LeftoversWord>::deserialize(from)?;
+    Ok(word.map(|word| match word {
+        LeftoversWord::Kill => Leftovers::Kill,
+        LeftoversWord::Allow => Leftovers::Allow,
     }))
 }

@@ -33,12 +33,14 @@ const DURATION: &str = r#"a duration such as "30s""#;
 const SIZE: &str = r#"a size such as "512MiB""#;
 const FROM_ONE: &str = "a whole number of at least 1";
 const FROM_ONE_U32: &str = "a whole number from 1 to 4294967295";
+const SIGNAL: &str = r#"a signal such as "TERM""#;
+const BOOL: &str = "true or false";
 const COMMAND: &str = "an array of strings, the program first";
 const STATUS: &str = "one of succeeded, failed, signaled, timed_out, out_of_memory, cancelled, expired, not_started, \
                       rejected, lost";
 
 /// All keys, in the order of `workers/default.toml`.
-pub(super) const KEYS: [Key; 28] = [
+pub(super) const KEYS: [Key; 36] = [
     value("pool", r#"1 to 64 letters, digits, "_" and "-" of ASCII"#),
     value("slots", "a whole number from 1 to 10000"),
     value("prefetch", "a whole number from 1 to 65535"),
@@ -49,10 +51,18 @@ pub(super) const KEYS: [Key; 28] = [
     value("stop_grace", DURATION),
     value("timeout", DURATION),
     value("max_timeout", DURATION),
-    value("term_signal", r#"a signal such as "TERM""#),
+    value("term_signal", SIGNAL),
     value("kill_grace", DURATION),
+    value("warn_before", DURATION),
+    value("warn_signal", SIGNAL),
+    value("leftovers", r#""kill" or "allow""#),
     array("shell", COMMAND, "a string"),
     value("cwd", "an absolute path"),
+    value("user", "the name or number of a user, as a text"),
+    value("group", "the name or number of a group, as a text"),
+    value("umask", r#"octal digits from "000" to "777", as a text"#),
+    value("no_new_privs", BOOL),
+    array("writable", "an array of absolute paths", "an absolute path"),
     value("env.*", "a string"),
     value("retry.max_attempts", FROM_ONE_U32),
     value("retry.initial", DURATION),
@@ -70,7 +80,7 @@ pub(super) const KEYS: [Key; 28] = [
     value("limits.file_size", SIZE),
     value("limits.cpu_time", DURATION),
     value("output.max_bytes", SIZE),
-    value("output.live", "true or false"),
+    value("output.live", BOOL),
 ];
 
 const fn value(path: &'static str, expected: &'static str) -> Key {
@@ -243,7 +253,10 @@ mod tests {
             top.starts_with("unknown key; allowed here: pool, slots, prefetch, "),
             "{top}"
         );
-        assert!(top.ends_with(", cwd, env, retry, limits, output"), "{top}");
+        assert!(
+            top.ends_with(", no_new_privs, writable, env, retry, limits, output"),
+            "{top}"
+        );
     }
 
     #[test]
@@ -280,7 +293,9 @@ mod tests {
         };
         expects("timeout", "x".parse::<Span>().unwrap_err().to_string());
         expects("limits.memory", "x".parse::<ByteSize>().unwrap_err().to_string());
-        expects("term_signal", "x".parse::<SignalName>().unwrap_err().to_string());
+        for signal in ["term_signal", "warn_signal"] {
+            expects(signal, "x".parse::<SignalName>().unwrap_err().to_string());
+        }
         assert!(KEYS[1].expected.ends_with(&format!(" to {MAX_SLOTS}")));
         let statuses = Status::ALL.map(Status::as_str).join(", ");
         assert_eq!(STATUS, format!("one of {statuses}"));

@@ -147,6 +147,7 @@ mod tests {
             &fs::read_to_string("tests/fixtures/pools/render.toml").unwrap()
         ));
         assert!(is_valid(""));
+        assert!(is_valid("user = 'render'\ngroup = '44'\numask = '0022'\nwritable = []"));
     }
 
     #[test]
@@ -163,6 +164,16 @@ mod tests {
             "timeout = 'soon'",
             "timeout = 30",
             "term_signal = 'FOO'",
+            "warn_before = '0s'",
+            "leftovers = 'spare'",
+            "user = 1000",
+            "group = ''",
+            "umask = '999'",
+            "umask = '1000'",
+            "umask = 22",
+            "no_new_privs = 'yes'",
+            "writable = ['srv']",
+            "writable = '/srv'",
             "cwd = 'srv'",
             "env = 'none'",
             "env.A = 1",

@@ -27,6 +27,7 @@ impl Job {
         self.check_labels()?;
         self.retry.as_ref().map_or(Ok(()), RetryPolicy::check)?;
         self.output.as_ref().map_or(Ok(()), OutputPolicy::check)?;
+        self.check_warning()?;
         self.check_times()
     }
 
@@ -68,6 +69,17 @@ impl Job {
             refuse_nul(value, || JobError::path(["labels", name]))?;
         }
         Ok(())
+    }
+
+    /// A warning before a timeout that is the pool's is for the worker to check.
+    fn check_warning(&self) -> Result<(), JobError> {
+        match (self.warn_before, self.timeout) {
+            (Some(before), Some(timeout)) if before >= timeout => {
+                let message = format!(r#"expected less than timeout ("{timeout}"), got "{before}""#);
+                Err(JobError::new("warn_before", message))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_times(&self) -> Result<(), JobError> {

@@ -171,9 +171,11 @@ fn expected_at(names: &[&str]) -> String {
         ["env" | "labels"] => "an object of strings",
         ["command" | "env" | "labels", _] | ["script" | "stdin" | "stdin_base64"] => "a string",
         ["cwd"] => "an absolute path",
-        ["timeout" | "kill_grace"] | ["retry", "initial" | "max"] | ["limits", "cpu_time"] => Span::EXPECTED,
+        ["timeout" | "kill_grace" | "warn_before"] | ["retry", "initial" | "max"] | ["limits", "cpu_time"] => {
+            Span::EXPECTED
+        }
         ["limits", "memory" | "file_size"] | ["output", "max_bytes"] => ByteSize::EXPECTED,
-        ["term_signal"] => SignalName::EXPECTED,
+        ["term_signal" | "warn_signal"] => SignalName::EXPECTED,
         ["not_before" | "expires_at"] => timestamp::EXPECTED,
         ["retry" | "limits" | "output"] => "an object",
         ["retry", "max_attempts"] => "a whole number from 1 to 4294967295",

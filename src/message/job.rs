@@ -65,7 +65,7 @@ pub struct Job {
         ),
     )]
     pub command: Option<Vec<String>>,
-    /// A script for the pool's `shell`. Not together with `command`.
+    /// A script for the pool's `shell`, whose last argument it becomes. Not together with `command`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = NO_NUL), example = "make -C /srv/site | tail -n 5")]
     pub script: Option<String>,
@@ -95,16 +95,28 @@ pub struct Job {
         extend("contentEncoding" = "base64"),
     )]
     pub stdin_base64: Option<String>,
-    /// How long the command may run, by the clock on the wall. Default: the pool's; more than the
-    /// pool's `max_timeout` is refused.
+    /// How long the command may run, by the clock on the wall: then it and every process it started
+    /// get `term_signal`. Default: the pool's; more than the pool's `max_timeout` is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
-    /// The time from `term_signal` to SIGKILL. Default: the pool's.
+    /// The time from `term_signal` to SIGKILL, for the command and every process it started, in
+    /// whatever session or group. Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kill_grace: Option<Span>,
-    /// The signal that asks the command to end. Default: the pool's.
+    /// The signal that asks the command, and every process it started, to end. SIGCONT follows it, as
+    /// a stopped process sees no other. Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub term_signal: Option<SignalName>,
+    /// How long before its timeout the command, and every process it started, get `warn_signal`;
+    /// shorter than the timeout. Default: the pool's, where the job's timeout is longer than that;
+    /// else no warning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warn_before: Option<Span>,
+    /// The signal that warns of the timeout. It ends a command that neither catches nor ignores it:
+    /// such a job is `timed_out`. Without an effect where there is no `warn_before`. Default: the
+    /// pool's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warn_signal: Option<SignalName>,
     /// When to run the job again after a failure. Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryPolicy>,

@@ -42,15 +42,20 @@ pub struct RetryPolicy {
     pub exit_codes: Option<Vec<i32>>,
 }
 
-/// What the command and everything it starts may use. In this version each of them alone: limits are
-/// those of `setrlimit(2)`, per process.
+/// What the command and everything it starts may use.
+///
+/// A worker with a control group of its own (cgroup v2, delegated) holds `memory` and `processes` for
+/// all of them together. Else, and for the other limits, they are those of `setrlimit(2)`, for each
+/// process alone, and none above the worker's own. The result's `limits_applied` says which.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Memory, as address space. Default: the pool's.
+    /// Memory: what all of them use, with the files they keep in memory, where a control group holds
+    /// it; else the address space of each. Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<ByteSize>,
-    /// Processes and threads at a time, of all that run as the worker's user. Default: the pool's.
+    /// Processes and threads at a time: of the job, where a control group holds it; else of all that
+    /// run as the command's user, and without an effect on root. Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 18_446_744_073_709_551_615_u64))]
     pub processes: Option<NonZeroU64>,
@@ -58,10 +63,10 @@ pub struct Limits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 18_446_744_073_709_551_615_u64))]
     pub open_files: Option<NonZeroU64>,
-    /// The size of a file that is written. Default: the pool's.
+    /// The size of each file that is written. Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file_size: Option<ByteSize>,
-    /// Processor time. Default: the pool's.
+    /// Processor time of each process. Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_time: Option<Span>,
 }

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::ending::{EndedBy, LimitsApplied, Phases};
 use super::id::JobId;
 pub use super::output::{Encoding, Output, OutputError};
 use super::units::{ParseError, SignalName};
@@ -55,7 +56,7 @@ pub struct JobResult {
     pub stdout: Output,
     /// What is kept of the command's stderr.
     pub stderr: Output,
-    /// When the job was published, where its property `timestamp` says so.
+    /// When the job was published, where its property `timestamp` says so, in whole seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "timestamp::schema")]
     pub queued_at: Option<Timestamp>,
@@ -66,10 +67,20 @@ pub struct JobResult {
     /// When the attempt ended.
     #[schemars(schema_with = "timestamp::schema")]
     pub finished_at: Timestamp,
-    /// How long the command ran, in milliseconds; 0 where it didn't start.
+    /// How long the command's own process ran, in milliseconds; 0 where it didn't start.
     pub duration_ms: u64,
-    /// What the command and the children it waited for used; left out where that cannot be told
-    /// truly, which in this version is everywhere.
+    /// The step of its ending at which the command was gone; left out where it didn't start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_by: Option<EndedBy>,
+    /// How long each phase of the attempt took; left out where the command didn't start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phases: Option<Phases>,
+    /// What enforced each limit that was asked for; left out where none was, or the command didn't
+    /// start.
+    #[serde(default, skip_serializing_if = "LimitsApplied::is_empty")]
+    pub limits_applied: LimitsApplied,
+    /// What the command and every process it started used; left out where it didn't start, or where
+    /// the helper process that counts was killed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
     /// The worker that ended the attempt.
@@ -87,8 +98,9 @@ pub struct JobResult {
 /// - `succeeded`: exit code 0
 /// - `failed`: any other exit code
 /// - `signaled`: ended by a signal that Synthex didn't send
-/// - `timed_out`: ended at its timeout
-/// - `out_of_memory`: killed by the kernel at its memory limit
+/// - `timed_out`: ended at its timeout, or by the signal that warned of it
+/// - `out_of_memory`: killed by the kernel at its memory limit, which is told where a control group
+///   holds that limit
 /// - `cancelled`: ended, or not started, on request
 /// - `expired`: `expires_at` passed before it started
 /// - `not_started`: program missing or not executable, working directory absent, fork failed
@@ -111,14 +123,16 @@ pub enum Status {
     Lost,
 }
 
-/// What a command used of the machine.
+/// What a command and every process it started used of the machine, as far as they had ended when the
+/// attempt did; those that a pool lets live on (`leftovers`) are not in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
-    /// Processor time in the program's own code, in milliseconds.
+    /// Processor time in the programs' own code, of all processes together, in milliseconds.
     pub user_ms: u64,
-    /// Processor time in the kernel, in milliseconds.
+    /// Processor time in the kernel, of all processes together, in milliseconds. Of short times only
+    /// the sum of both is exact.
     pub system_ms: u64,
-    /// The most memory that one of its processes had resident, in bytes.
+    /// The most memory that a single process had resident, in bytes: that of the largest, not a sum.
     pub max_rss_bytes: u64,
 }
 
@@ -151,7 +165,7 @@ pub struct Failure {
 /// - `too_large`: the body is over the pool's `max_job_bytes`
 /// - `policy`: the pool doesn't allow what the job asks for
 /// - `program_missing`, `not_executable`, `cwd_missing`, `spawn_failed`: why it wasn't started
-/// - `timed_out`, `signaled`, `expired`, `cancelled`: as the status
+/// - `timed_out`, `signaled`, `out_of_memory`, `expired`, `cancelled`: as the status
 /// - `delivery_limit`: redelivered more often than the pool allows
 /// - `other`: anything else; readers take kinds that they don't know for this one
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -169,6 +183,7 @@ pub enum FailureKind {
     SpawnFailed,
     TimedOut,
     Signaled,
+    OutOfMemory,
     Expired,
     Cancelled,
     DeliveryLimit,

@@ -42,9 +42,9 @@ families! {
         output_bytes_total: Counter [pool, stream];
         /// Bytes that commands wrote and that were not kept.
         output_dropped_bytes_total: Counter [pool, stream];
-        /// Time to start a process.
+        /// Time from the request to the running program, of commands that were started.
         spawn_seconds: Histogram [] in SPAWN_TIMES;
-        /// Time from the first signal to the end of a command that had to be ended.
+        /// Time from the first signal to the end of the last process, of commands that had to be ended or left processes that had to be.
         kill_seconds: Histogram [] in KILL_TIMES;
         /// Whether a session with the broker is live.
         broker_connected: Gauge [];
@@ -100,13 +100,13 @@ const COMMAND_TIMES: [f64; 17] = [
     0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1_800.0, 3_600.0, 10_800.0, 36_000.0,
 ];
 
-/// A spawn takes well under a millisecond; a slow one is a machine in trouble.
-const SPAWN_TIMES: [f64; 11] = [
-    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0,
+/// A start takes well under a millisecond; a slow one is a machine in trouble.
+const SPAWN_TIMES: [f64; 12] = [
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0,
 ];
 
 /// From a command that obeys the first signal to one that uses up a long grace.
-const KILL_TIMES: [f64; 10] = [0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0];
+const KILL_TIMES: [f64; 11] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0];
 
 /// From a broker on the same machine to one that writes to a slow disk in another place.
 const CONFIRM_TIMES: [f64; 12] = [

@@ -52,7 +52,9 @@ impl WorkerFamilies {
         self.jobs_running.at([pool]).dec();
         let durations = self.job_duration_seconds.at([pool]);
         durations.observe(run.duration.as_secs_f64());
-        self.spawn_seconds.at([]).observe(run.spawn.as_secs_f64());
+        if let Some(spawn) = run.spawn {
+            self.spawn_seconds.at([]).observe(spawn.as_secs_f64());
+        }
         if let Some(kill) = run.kill {
             self.kill_seconds.at([]).observe(kill.as_secs_f64());
         }
@@ -258,7 +260,7 @@ mod tests {
     #[tokio::test]
     async fn an_ended_job_leaves_its_slot_and_its_account() {
         let run = RunAccount {
-            spawn: Duration::from_micros(500),
+            spawn: Some(Duration::from_micros(500)),
             kill: Some(Duration::from_secs(2)),
             duration: Duration::from_secs(4),
             stdout: StreamAccount {
@@ -286,15 +288,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_run_that_ended_by_itself_was_not_killed() {
+    async fn what_was_neither_started_nor_ended_has_no_times_of_it() {
         assert_moves(
             &[ended(RunAccount::default())],
             &[
                 (r#"job_duration_seconds_count{pool="web"}"#, 1.0),
                 (r#"jobs_running{pool="web"}"#, -1.0),
-                ("spawn_seconds_count", 1.0),
             ],
         );
+    }
+
+    #[tokio::test]
+    async fn starts_are_told_apart_from_100_us_to_1_s_and_ends_from_1_ms_to_60_s() {
+        let metrics = metrics();
+        let run = |spawn, kill| RunAccount {
+            spawn: Some(Duration::from_micros(spawn)),
+            kill: Some(Duration::from_millis(kill)),
+            ..RunAccount::default()
+        };
+        for account in [run(100, 1), run(101, 2), run(1_000_000, 60_000), run(1_000_001, 60_001)] {
+            metrics.on(&ended(account));
+        }
+        let text = metrics.render();
+        let below = |family: &str, bound: &str| {
+            let start = format!("synthex_{family}_bucket{{le=\"{bound}\"}} ");
+            text.lines()
+                .find_map(|line| line.strip_prefix(&start)?.parse::<u64>().ok())
+        };
+        assert_eq!(below("spawn_seconds", "0.0001"), Some(1), "{text}");
+        assert_eq!(below("spawn_seconds", "1"), Some(3));
+        assert_eq!(below("kill_seconds", "0.001"), Some(1));
+        assert_eq!(below("kill_seconds", "60"), Some(3));
     }
 
     #[tokio::test]

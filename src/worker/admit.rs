@@ -10,7 +10,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::config::{Pool, Retry};
-use crate::executor::{Leftovers, Rights, Run};
+use crate::executor::{Run, Warning};
 use crate::flow::retry::Schedule;
 use crate::message::{
     Attempt, Envelope, FailureKind, Job, JobError, JobId, Properties, RetryPolicy, Span, Status, Work, header, peek_id,
@@ -197,9 +197,9 @@ fn plan(pool: &Pool, job: &Job, properties: &Properties) -> Result<Plan, JobErro
         term_signal: job.term_signal.unwrap_or(pool.term_signal),
         kill_grace: job.kill_grace.map_or(pool.kill_grace, Span::get),
         limits: job.limits.clone().unwrap_or_default().or(pool.limits.clone()),
-        warning: None,
-        leftovers: Leftovers::default(),
-        rights: Rights::default(),
+        warning: warning(pool, job, timeout)?,
+        leftovers: pool.leftovers,
+        rights: pool.rights.clone(),
         max_output: job
             .output
             .clone()
@@ -225,6 +225,24 @@ fn check_timeout(pool: &Pool, timeout: Duration) -> Result<(), JobError> {
         got.to_string()
     );
     Err(JobError::new("timeout", message))
+}
+
+/// The warning of a job's timeout. One that the job asks for has to fit; the pool's is left out where the job's timeout
+/// is too short for it, as the job did not choose it.
+fn warning(pool: &Pool, job: &Job, timeout: Duration) -> Result<Option<Warning>, JobError> {
+    let signal = job.warn_signal.unwrap_or(pool.warn_signal);
+    let warning = |before| Some(Warning { before, signal });
+    match job.warn_before {
+        None => Ok(pool.warn_before.filter(|before| *before < timeout).and_then(warning)),
+        Some(before) if before.get() < timeout => Ok(warning(before.get())),
+        Some(before) => Err(JobError::new(
+            "warn_before",
+            format!(
+                r#"expected less than the pool's timeout ("{}"), as the job sets no longer one, got "{before}""#,
+                Span::from(timeout)
+            ),
+        )),
+    }
 }
 
 fn command_line(pool: &Pool, job: &Job) -> Result<(OsString, Vec<OsString>), JobError> {
@@ -253,9 +271,12 @@ fn handler_plan(pool: &Pool, handler: &[String], envelope: &Envelope) -> Plan {
         term_signal: pool.term_signal,
         kill_grace: pool.kill_grace,
         limits: pool.limits.clone(),
-        warning: None,
-        leftovers: Leftovers::default(),
-        rights: Rights::default(),
+        warning: pool.warn_before.map(|before| Warning {
+            before,
+            signal: pool.warn_signal,
+        }),
+        leftovers: pool.leftovers,
+        rights: pool.rights.clone(),
         max_output: pool.output.max_bytes,
     };
     let properties = &envelope.properties;
@@ -301,6 +322,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::executor::{Leftovers, Rights};
     use crate::message::HeaderValue;
 
     fn pool() -> Pool {
@@ -357,6 +379,81 @@ mod tests {
             (run.program, run.args),
             ("/bin/bash".into(), vec!["-c".into(), "echo $A | wc".into()])
         );
+    }
+
+    /// The seconds before the timeout and the number of the signal of a job's warning.
+    fn warned(pool: &Pool, body: &Value) -> Option<(u64, i32)> {
+        let warning = plan_of(pool, body).run.warning?;
+        Some((warning.before.as_secs(), warning.signal.number()))
+    }
+
+    #[test]
+    fn a_warning_is_the_jobs_else_the_pools_where_that_fits() {
+        let mut pool = pool();
+        assert_eq!(warned(&pool, &json!({"command": ["x"]})), None);
+        assert_eq!(warned(&pool, &json!({"command": ["x"], "warn_signal": "INT"})), None);
+        assert_eq!(
+            warned(&pool, &json!({"command": ["x"], "warn_before": "9s"})),
+            Some((9, 10))
+        );
+        pool.warn_before = Some(Duration::from_secs(60));
+        assert_eq!(warned(&pool, &json!({"command": ["x"]})), Some((60, 10)));
+        let own = json!({"command": ["x"], "timeout": "30s", "warn_before": "29999ms", "warn_signal": "HUP"});
+        assert_eq!(warned(&pool, &own), Some((29, 1)));
+        for timeout in ["60s", "1s"] {
+            let short = json!({"command": ["x"], "timeout": timeout, "warn_signal": "HUP"});
+            assert_eq!(warned(&pool, &short), None, "not the job's choice, so not its fault");
+        }
+    }
+
+    #[test]
+    fn a_warning_that_a_job_asks_for_has_to_come_before_the_timeout() {
+        let mut pool = pool();
+        pool.timeout = Duration::from_secs(10);
+        let refused = |body: Value| end_of(admit(&pool, &envelope(&body), false, now()).1).1;
+        let by_pool = refused(json!({"command": ["x"], "warn_before": "10s"}));
+        assert_eq!(
+            (by_pool.kind, by_pool.field.as_deref()),
+            (FailureKind::Policy, Some("warn_before"))
+        );
+        assert_eq!(
+            by_pool.message,
+            r#"warn_before: expected less than the pool's timeout ("10s"), as the job sets no longer one, got "10s""#
+        );
+        let by_itself = refused(json!({"command": ["x"], "warn_before": "3s", "timeout": "2s"}));
+        assert_eq!(by_itself.kind, FailureKind::InvalidJob);
+        assert_eq!(
+            by_itself.message,
+            r#"warn_before: expected less than timeout ("2s"), got "3s""#
+        );
+        let run = plan_of(
+            &pool,
+            &json!({"command": ["x"], "warn_before": "10s", "timeout": "11s"}),
+        )
+        .run;
+        assert!(run.warning.is_some());
+    }
+
+    #[test]
+    fn what_a_command_may_do_and_leave_is_the_pools_choice() {
+        let mut pool = pool();
+        let run = plan_of(&pool, &json!({"command": ["x"]})).run;
+        assert_eq!((run.leftovers, run.rights), (Leftovers::Kill, Rights::default()));
+        pool.leftovers = Leftovers::Allow;
+        pool.rights = Rights {
+            umask: Some(0o27),
+            may_gain: true,
+            writable: Some(vec!["/srv".into()]),
+            ..Rights::default()
+        };
+        pool.warn_before = Some(Duration::from_secs(5));
+        let of_job = plan_of(&pool, &json!({"command": ["x"]})).run;
+        pool.handler = Some(vec!["handle".to_owned()]);
+        let of_handler = plan_of(&pool, &json!({})).run;
+        for run in [of_job, of_handler] {
+            assert_eq!((run.leftovers, &run.rights), (Leftovers::Allow, &pool.rights));
+            assert_eq!(run.warning.map(|warning| warning.before), pool.warn_before);
+        }
     }
 
     #[test]

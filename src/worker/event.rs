@@ -153,9 +153,9 @@ pub enum Event {
 /// What one run cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RunAccount {
-    /// From the request to the started process.
-    pub spawn: Duration,
-    /// From the first signal to the end, when it had to be ended.
+    /// From the request to the running program; `None` when it never ran, or when that is not known.
+    pub spawn: Option<Duration>,
+    /// From the first signal to the end of the last process; `None` when nothing had to be ended.
     pub kill: Option<Duration>,
     /// Of the run.
     pub duration: Duration,

@@ -314,13 +314,19 @@ fn waited(ticket: &Ticket, plan: &Plan, now: Timestamp) -> Option<Duration> {
     Some(Duration::try_from(now.duration_since(ready)).unwrap_or_default())
 }
 
+/// How long the start of a command took that did start; a helper that died took its knowledge along.
+fn spawn_time(outcome: &Outcome) -> Option<Duration> {
+    let is_known = outcome.started_at.is_some() && outcome.end != End::HelperDied;
+    is_known.then_some(outcome.spawn_time)
+}
+
 fn account(outcome: &Outcome) -> RunAccount {
     let stream = |output: &Output| StreamAccount {
         bytes: output.bytes,
         dropped: output.truncated_bytes,
     };
     RunAccount {
-        spawn: outcome.spawn_time,
+        spawn: spawn_time(outcome),
         kill: outcome.kill_time,
         duration: outcome.duration,
         stdout: stream(&outcome.stdout),
@@ -382,5 +388,55 @@ impl Drop for Running<'_> {
             job_id: self.job_id.clone(),
             run: self.account,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::NotStarted;
+    use crate::message::{FailureKind, LimitsApplied};
+
+    fn outcome(end: End, started_at: Option<Timestamp>) -> Outcome {
+        Outcome {
+            end,
+            stdout: Output::from_kept(b"ab", b"cd", 10),
+            stderr: Output::from_kept(b"e", b"", 1),
+            started_at,
+            finished_at: Timestamp::UNIX_EPOCH,
+            duration: Duration::from_secs(3),
+            spawn_time: Duration::from_millis(1),
+            run_time: Duration::from_secs(2),
+            kill_time: Some(Duration::from_secs(1)),
+            ended_by: None,
+            usage: None,
+            limits_applied: LimitsApplied::default(),
+        }
+    }
+
+    #[test]
+    fn the_account_of_a_run_is_that_of_its_outcome() {
+        let account = account(&outcome(End::Exited(0), Some(Timestamp::UNIX_EPOCH)));
+        let expected = RunAccount {
+            spawn: Some(Duration::from_millis(1)),
+            kill: Some(Duration::from_secs(1)),
+            duration: Duration::from_secs(3),
+            stdout: StreamAccount { bytes: 10, dropped: 6 },
+            stderr: StreamAccount { bytes: 1, dropped: 0 },
+        };
+        assert_eq!(account, expected);
+    }
+
+    #[test]
+    fn only_a_command_that_is_known_to_have_run_has_a_spawn_time() {
+        let spawn = |end, started_at| account(&outcome(end, started_at)).spawn;
+        assert_eq!(spawn(End::Cancelled, None), None);
+        let refused = NotStarted {
+            kind: FailureKind::ProgramMissing,
+            message: String::new(),
+        };
+        assert_eq!(spawn(End::NotStarted(refused), None), None);
+        assert_eq!(spawn(End::HelperDied, Some(Timestamp::UNIX_EPOCH)), None);
+        assert!(spawn(End::Cancelled, Some(Timestamp::UNIX_EPOCH)).is_some());
     }
 }

@@ -9,10 +9,16 @@ use jiff::Timestamp;
 use super::admit::{Refusal, Ticket};
 use crate::config::Retry;
 use crate::executor::{End, Outcome};
-use crate::message::{Failure, FailureKind, JobResult, Output, SignalName, Status, WorkerInfo};
+use crate::message::{
+    EndedBy, Failure, FailureKind, JobResult, LimitsApplied, Output, Phases, SignalName, Status, WorkerInfo,
+};
 
 /// What a job without a choice of its own is retried after: failures that may pass.
 const RETRIED: [Status; 4] = [Status::Failed, Status::Signaled, Status::TimedOut, Status::OutOfMemory];
+
+/// What is known of an end that nobody was left to tell of.
+const HELPER_DIED: &str = "the helper process that held the command was killed, by somebody on the machine or for lack \
+                           of memory, and the command with it";
 
 /// An attempt's end.
 #[derive(Debug)]
@@ -37,7 +43,8 @@ pub(super) enum Next {
 
 /// Concludes a job that was given to the executor.
 pub(super) fn conclude(ticket: &Ticket, retry: &Retry, outcome: Outcome, worker: WorkerInfo) -> Conclusion {
-    let (status, exit_code, signal, error) = read_end(outcome.end);
+    let phases = phases(ticket, &outcome);
+    let (status, exit_code, signal, error) = read_end(outcome.end, outcome.ended_by);
     let next = after_run(ticket, retry, status, exit_code);
     let result = JobResult {
         exit_code,
@@ -47,6 +54,9 @@ pub(super) fn conclude(ticket: &Ticket, retry: &Retry, outcome: Outcome, worker:
         started_at: outcome.started_at,
         finished_at: outcome.finished_at,
         duration_ms: millis(outcome.duration),
+        ended_by: outcome.ended_by,
+        phases,
+        limits_applied: outcome.limits_applied,
         usage: outcome.usage,
         error,
         is_final: !matches!(next, Next::Retry(_)),
@@ -93,6 +103,9 @@ fn bare(ticket: &Ticket, status: Status, finished_at: Timestamp, worker: WorkerI
         started_at: None,
         finished_at,
         duration_ms: 0,
+        ended_by: None,
+        phases: None,
+        limits_applied: LimitsApplied::default(),
         usage: None,
         worker,
         error: None,
@@ -100,9 +113,22 @@ fn bare(ticket: &Ticket, status: Status, finished_at: Timestamp, worker: WorkerI
     }
 }
 
+/// The phases of a run; `None` of one that never began.
+fn phases(ticket: &Ticket, outcome: &Outcome) -> Option<Phases> {
+    let started_at = outcome.started_at?;
+    // A producer whose clock is ahead of ours did not queue it in the future.
+    let queued = |queued_at| Duration::try_from(started_at.duration_since(queued_at)).unwrap_or_default();
+    Some(Phases {
+        queued: ticket.queued_at.map(queued),
+        spawn: outcome.spawn_time,
+        run: outcome.run_time,
+        kill: outcome.kill_time,
+    })
+}
+
 type Ended = (Status, Option<i32>, Option<SignalName>, Option<Failure>);
 
-fn read_end(end: End) -> Ended {
+fn read_end(end: End, ended_by: Option<EndedBy>) -> Ended {
     match end {
         End::Exited(0) => (Status::Succeeded, Some(0), None, None),
         End::Exited(code) => (Status::Failed, Some(code), None, None),
@@ -114,22 +140,27 @@ fn read_end(end: End) -> Ended {
             (Status::Signaled, None, Some(signal), error)
         }
         End::TimedOut { exit_code, signal } => {
-            let error = failure(
-                FailureKind::TimedOut,
-                "ran longer than its timeout and was ended".to_owned(),
-            );
+            let message = match (ended_by, signal) {
+                (Some(EndedBy::WarnSignal), Some(signal)) => {
+                    format!(
+                        "ended by {signal}, which warned it of its timeout: catch it, or choose another warn_signal"
+                    )
+                }
+                _ => "ran longer than its timeout and was ended".to_owned(),
+            };
+            let error = failure(FailureKind::TimedOut, message);
             (Status::TimedOut, exit_code, signal, error)
         }
         End::OutOfMemory => {
             let error = failure(
-                FailureKind::Other,
-                "killed by the kernel at its memory limit".to_owned(),
+                FailureKind::OutOfMemory,
+                "killed by the kernel at its memory limit (limits.memory)".to_owned(),
             );
-            (Status::OutOfMemory, None, None, error)
+            (Status::OutOfMemory, None, Some(SignalName::KILL), error)
         }
         End::HelperDied => {
-            let error = failure(FailureKind::Signaled, "killed".to_owned());
-            (Status::Signaled, None, None, error)
+            let error = failure(FailureKind::Signaled, HELPER_DIED.to_owned());
+            (Status::Signaled, None, Some(SignalName::KILL), error)
         }
         End::Cancelled => {
             let error = failure(FailureKind::Cancelled, "ended on request".to_owned());
@@ -181,7 +212,7 @@ mod tests {
     use super::*;
     use crate::executor::NotStarted;
     use crate::flow::retry::Schedule;
-    use crate::message::{Attempt, JobId};
+    use crate::message::{Attempt, Enforcer, JobId, Usage};
 
     fn ticket(runs_ended: u32) -> Ticket {
         Ticket {
@@ -232,7 +263,7 @@ mod tests {
             kill_time: None,
             run_time: Duration::ZERO,
             ended_by: None,
-            limits_applied: crate::message::LimitsApplied::default(),
+            limits_applied: LimitsApplied::default(),
         }
     }
 
@@ -260,6 +291,13 @@ mod tests {
                 Some(FailureKind::Signaled),
             ),
             (timed_out, Status::TimedOut, Some(0), Some(FailureKind::TimedOut)),
+            (
+                End::OutOfMemory,
+                Status::OutOfMemory,
+                None,
+                Some(FailureKind::OutOfMemory),
+            ),
+            (End::HelperDied, Status::Signaled, None, Some(FailureKind::Signaled)),
             (End::Cancelled, Status::Cancelled, None, Some(FailureKind::Cancelled)),
             (
                 End::NotStarted(missing),
@@ -276,6 +314,96 @@ mod tests {
             assert_eq!(result.stdout.text, "out");
             assert_eq!(result.labels["of"], "test");
         }
+    }
+
+    #[test]
+    fn a_result_tells_how_the_command_was_ended_how_long_it_took_and_what_it_used() {
+        let ms = Duration::from_millis;
+        let usage = Usage {
+            user_ms: 1,
+            system_ms: 2,
+            max_rss_bytes: 3,
+        };
+        let limits_applied = LimitsApplied {
+            memory: Some(Enforcer::Rlimit),
+            ..LimitsApplied::default()
+        };
+        let outcome = Outcome {
+            started_at: Timestamp::from_millisecond(2_500).ok(),
+            spawn_time: ms(1),
+            run_time: ms(20),
+            kill_time: Some(ms(300)),
+            ended_by: Some(EndedBy::Kill),
+            usage: Some(usage),
+            limits_applied,
+            ..outcome(End::Exited(0))
+        };
+        let mut ticket = ticket(0);
+        ticket.queued_at = Timestamp::from_second(2).ok();
+        let result = conclude(&ticket, &retry(1), outcome.clone(), worker()).result;
+        let phases = Phases {
+            queued: Some(ms(500)),
+            spawn: ms(1),
+            run: ms(20),
+            kill: Some(ms(300)),
+        };
+        assert_eq!(result.phases, Some(phases));
+        assert_eq!((result.ended_by, result.usage), (Some(EndedBy::Kill), Some(usage)));
+        assert_eq!(result.limits_applied, limits_applied);
+
+        ticket.queued_at = Timestamp::from_second(3).ok();
+        let ahead = conclude(&ticket, &retry(1), outcome, worker()).result;
+        assert_eq!(ahead.phases.and_then(|phases| phases.queued), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_was_not_started_has_no_phases() {
+        let outcome = Outcome {
+            started_at: None,
+            ..outcome(End::Cancelled)
+        };
+        let result = conclude(&ticket(0), &retry(1), outcome, worker()).result;
+        assert_eq!((result.phases, result.ended_by, result.usage), (None, None, None));
+        let text = String::from_utf8(result.encode().to_vec()).unwrap();
+        assert!(!text.contains("phases") && !text.contains("limits_applied"), "{text}");
+    }
+
+    #[test]
+    fn an_end_that_nobody_can_tell_more_of_says_so() {
+        let result = ended(&retry(1), 0, End::HelperDied).result;
+        assert_eq!(result.signal, Some(SignalName::KILL));
+        let message = result.error.unwrap().message;
+        assert!(
+            message.starts_with("the helper process that held the command was killed, by"),
+            "{message}"
+        );
+        let result = ended(&retry(1), 0, End::OutOfMemory).result;
+        assert_eq!(result.signal, Some(SignalName::KILL));
+    }
+
+    #[test]
+    fn a_command_that_its_warning_ended_is_told_what_helps() {
+        let end = || End::TimedOut {
+            exit_code: None,
+            signal: SignalName::from_number(10),
+        };
+        let message = |ended_by| {
+            let outcome = Outcome {
+                ended_by: Some(ended_by),
+                ..outcome(end())
+            };
+            let result = conclude(&ticket(0), &retry(1), outcome, worker()).result;
+            assert_eq!(result.status, Status::TimedOut);
+            result.error.unwrap().message
+        };
+        assert_eq!(
+            message(EndedBy::WarnSignal),
+            "ended by SIGUSR1, which warned it of its timeout: catch it, or choose another warn_signal"
+        );
+        assert_eq!(
+            message(EndedBy::TermSignal),
+            "ran longer than its timeout and was ended"
+        );
     }
 
     #[test]
