@@ -63,6 +63,7 @@ pub use cgroup::{CgroupError, Choice as CgroupChoice};
 use client::{Answer, Keeper};
 pub use client::{SpawnerOptions, Spawners, StartError};
 pub use outcome::{End, NotStarted, Outcome};
+use protocol::Cause;
 use request::Request;
 use streams::Streams;
 
@@ -188,9 +189,14 @@ impl Running {
                 // What is in the pipes is all there will be. Where somebody else holds them, they are closed with what
                 // was read.
                 within_grace(streams.ended()).await;
-                match report.reusable {
-                    true => spawners.give_back(keeper),
-                    false => spawners.release(keeper).await,
+                // A stop that nobody here asked for: the keeper's spawner was killed.
+                if report.cause == Cause::Stop && !stop.is_cancelled() {
+                    return Some(Outcome::of_dead_helper(streams, clock, false));
+                }
+                if report.reusable {
+                    spawners.give_back(keeper);
+                } else if report.released {
+                    spawners.release(keeper).await;
                 }
                 Some(Outcome::of_report(&report, streams, run, clock))
             }

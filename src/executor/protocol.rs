@@ -196,6 +196,8 @@ pub(super) struct Report {
     pub(super) out_of_memory: bool,
     /// Whether the keeper takes another command.
     pub(super) reusable: bool,
+    /// Whether the keeper stays behind with what the job was allowed to leave.
+    pub(super) released: bool,
 }
 
 /// What brought a command's end about.

@@ -64,7 +64,7 @@ pub(super) fn run(
         true if !job.cut_off => After::Next,
         _ => After::Exit,
     };
-    let report = job.report(started - asked, after == After::Next);
+    let report = job.report(started - asked, after);
     Ok((FromKeeper::Ended(report), after))
 }
 
@@ -77,11 +77,11 @@ fn begin(keeper: &mut Keeper, start: &Start<'_>, descriptors: &[OwnedFd]) -> io:
     loop {
         match begin_once(keeper, start, descriptors) {
             Err(failure) if failure.errno == Errno::TXTBSY.raw_os_error() && wait <= BUSY_LAST_WAIT => {
+                keeper.forget_child_signals(); // of the child that could not load it
                 let ready = keeper.wait(Some(Instant::now() + wait), true)?;
                 if ready.message || ready.orphaned {
                     return Ok(Err(failure)); // what there is to hear is heard by the keeper's own loop
                 }
-                keeper.forget_child_signals();
                 wait *= 2;
             }
             begun => return Ok(begun),
@@ -212,7 +212,7 @@ impl Job<'_> {
             && is_out_of_memory(kills.unwrap_or_default(), SignalName::from_number(number))
     }
 
-    fn report(&self, spawn: Duration, reusable: bool) -> Report {
+    fn report(&self, spawn: Duration, after: After) -> Report {
         Report {
             cause: self.ending.cause(),
             exit: self.tree.leader().map(|reaped| reaped.exit),
@@ -225,7 +225,8 @@ impl Job<'_> {
             memory_in_cgroup: self.in_group.memory.is_some(),
             processes_in_cgroup: self.in_group.processes.is_some(),
             out_of_memory: self.is_out_of_memory(),
-            reusable,
+            reusable: after == After::Next,
+            released: after == After::WatchOver,
         }
     }
 }
