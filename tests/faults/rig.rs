@@ -33,7 +33,7 @@ pub const POOL: &str = "faults";
 /// How long anything may take that has to come.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How long one attempt to subscribe may take.
-const SUBSCRIBE_BOUND: Duration = Duration::from_secs(8);
+const SUBSCRIBE_BOUND: Duration = Duration::from_secs(25);
 /// How often a broker is asked for what it tells nobody unasked.
 const POLL: Duration = Duration::from_millis(50);
 /// Where every result ends, whatever becomes of the connections of who asked.
