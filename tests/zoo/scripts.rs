@@ -1,0 +1,50 @@
+//! Programs that were written a moment ago. The kernel starts none that is open for writing (ETXTBSY, execve(2)), and a
+//! fork of the writer has it open until its own exec.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::cage::{Cage, PATIENCE};
+use crate::support::process::wait_until;
+use crate::worker::{Via, Worker};
+
+/// Jobs write scripts and run them, while the worker starts others as fast as it can.
+pub fn scripts_written_and_run_by_many_jobs_at_once(via: Via) {
+    const JOBS: usize = 200;
+    let cage = Cage::new();
+    let worker = Worker::start(via, &cage, 16);
+    let job = json!({"command": [Cage::script("write-and-run")]});
+    let ids: Vec<String> = (0..JOBS).map(|number| format!("job-{number}")).collect();
+    let jobs: Vec<(String, Value)> = ids.iter().map(|id| (id.clone(), job.clone())).collect();
+    worker.submit_all(jobs);
+    let all: String = (0..10).map(|number| format!("written {number}\n")).collect();
+    for id in &ids {
+        let result = worker.result(id);
+        assert_eq!(
+            (&result["status"], &result["stdout"]["text"], &result["stderr"]["text"]),
+            (&json!("succeeded"), &json!(all), &json!("")),
+            "{result:#}"
+        );
+    }
+    worker.stop();
+    cage.assert_empty_within(Duration::ZERO);
+}
+
+/// One job has a program open for writing, another one is that program. It starts when the first has closed it.
+pub fn a_program_still_open_for_writing_is_waited_for(via: Via) {
+    let cage = Cage::new();
+    let worker = Worker::start(via, &cage, 2);
+    worker.goes_on("before"); // from here on, a start takes no longer than it has to
+    let program = cage.program("who");
+    worker.submit("writer", &json!({"command": [Cage::script("hold-open"), program]}));
+    wait_until(PATIENCE, "the program is held open", || cage.has_word("held", "writer"));
+    worker.submit("program", &json!({"command": [program]}));
+    cage.open("writer");
+    for id in ["program", "writer"] {
+        let result = worker.result(id);
+        assert_eq!(result["status"], "succeeded", "{result:#}");
+    }
+    worker.stop();
+    cage.assert_empty_within(Duration::ZERO);
+}
