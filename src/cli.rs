@@ -21,8 +21,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use futures_util::FutureExt;
 
 use crate::app::{self, CgroupChoice, Spawners, SpawnersError};
+use crate::supervise;
 use exit::{Exit, Failure};
 
 /// How long blocking work may go on after everything else has ended.
@@ -130,20 +132,29 @@ fn execute(command: Command) -> Result<Exit, Failure> {
     // Before there are threads.
     let spawners = command.cgroup().map(start_spawners).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads())
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failure, format!("failed to start the runtime: {error}")))?;
-    let exit = runtime.block_on(async {
-        match command {
-            Command::Run(args) => run::run(args, spawners.expect(RUNS_COMMANDS)).await,
-            Command::Worker(args) => worker::run(args, spawners.expect(RUNS_COMMANDS)).await,
-            Command::Submit(args) => submit::run(args).await,
-            Command::Schema(args) => schema::run(&args).await,
-            Command::Config(command) => config::run(command).await,
-        }
-    });
+    // What runs jobs is on a thread of the runtime, as the jobs are: to wake this one at each step would cost more than
+    // the step.
+    let on_the_runtime = |root| runtime.block_on(supervise::on_the_runtime(&runtime, root));
+    let exit = match command {
+        Command::Run(args) => on_the_runtime(run::run(args, spawners.expect(RUNS_COMMANDS)).boxed()),
+        Command::Worker(args) => on_the_runtime(worker::run(args, spawners.expect(RUNS_COMMANDS)).boxed()),
+        Command::Submit(args) => runtime.block_on(submit::run(args)),
+        Command::Schema(args) => runtime.block_on(schema::run(&args)),
+        Command::Config(command) => runtime.block_on(config::run(command)),
+    };
     runtime.shutdown_timeout(RUNTIME_GOODBYE);
     exit
+}
+
+/// Threads of the runtime: one for every two processors. A job takes a tenth of a millisecond of them, and the processors
+/// are the commands'. Threads that have nothing to do are woken all the same, which costs more than they help.
+fn threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    processors.div_ceil(2)
 }
 
 #[cfg(test)]

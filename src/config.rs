@@ -83,7 +83,7 @@ pub struct Pool {
     /// Where commands run, absolute; `None`: where the worker does.
     pub cwd: Option<PathBuf>,
     /// The whole environment of a command, apart from what its job adds.
-    pub env: BTreeMap<String, String>,
+    pub env: Arc<BTreeMap<String, String>>,
     /// When jobs run again.
     pub retry: Retry,
     /// What commands may use.

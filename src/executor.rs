@@ -12,7 +12,7 @@
 //!
 //! The rooms, in the order a run passes through them:
 //!
-//! - `request` puts a run into words, `program` says which files may be meant, and later why none could be started;
+//! - `environment` is what a run shares with others of its pool, `request` puts it into words, `program` says which files may be meant, and later why none could be started;
 //! - `client` lends out keepers, and replaces helpers that die; `protocol` is what both sides say;
 //! - [`spawner`] is the other side: the helper processes, and there `keeper`, `job`, `child`, `tree`;
 //! - `ending` decides, in the keeper, what comes when; `limits`, `cgroup` and `landlock` hold the command in;
@@ -34,6 +34,7 @@
 mod cgroup;
 mod client;
 mod ending;
+mod environment;
 mod landlock;
 mod limits;
 mod outcome;
@@ -44,7 +45,6 @@ mod request;
 pub mod spawner;
 mod streams;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
@@ -62,6 +62,7 @@ use crate::message::{Limits, SignalName};
 pub use cgroup::{CgroupError, Choice as CgroupChoice};
 use client::{Answer, Keeper};
 pub use client::{SpawnerOptions, Spawners, StartError};
+pub use environment::Environment;
 pub use outcome::{End, NotStarted, Outcome};
 use protocol::Cause;
 use request::Request;
@@ -253,7 +254,7 @@ pub struct Run {
     /// What follows the program's name.
     pub args: Vec<OsString>,
     /// The whole environment: nothing is inherited.
-    pub env: BTreeMap<String, String>,
+    pub env: Environment,
     /// An absolute path; `None` is the worker's own directory.
     pub cwd: Option<PathBuf>,
     /// Written to the command's stdin, which is then closed; empty is `/dev/null`.

@@ -32,5 +32,5 @@ pub use budget::Budget;
 pub use child::{Child, Restart};
 pub use event::SupervisorEvent;
 pub use shutdown::Shutdown;
-pub use tasks::{Outcome, TaskAccounts, TaskEnd, TaskError, TaskGroup, TaskId, TaskStats};
+pub use tasks::{Outcome, TaskAccounts, TaskEnd, TaskError, TaskGroup, TaskId, TaskStats, on_the_runtime};
 pub use tree::{ABORT_GRACE, StopReport, Strategy, Supervisor};

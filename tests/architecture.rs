@@ -31,7 +31,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
             "metrics",
         ],
     ),
-    ("cli", &["message", "flow", "transport", "config", "app"]),
+    ("cli", &["message", "flow", "supervise", "transport", "config", "app"]),
 ];
 
 /// Packages that have one home, and it.

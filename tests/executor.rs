@@ -37,7 +37,7 @@ fn run<const N: usize>(command: [&str; N]) -> Run {
     Run {
         program: command[0].into(),
         args: command[1..].iter().map(OsString::from).collect(),
-        env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
+        env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]).into(),
         cwd: None,
         stdin: Bytes::new(),
         timeout: Duration::from_secs(60),
@@ -504,10 +504,17 @@ async fn no_stdin_is_an_empty_one() {
 #[tokio::test]
 async fn the_environment_is_what_was_given_and_nothing_else() {
     let env = BTreeMap::from([("A".to_owned(), "1".to_owned()), ("B".to_owned(), "x=y z".to_owned())]);
-    assert_eq!(stdout(Run { env, ..run(["env"]) }).await, "A=1\nB=x=y z\n");
     assert_eq!(
         stdout(Run {
-            env: BTreeMap::new(),
+            env: env.into(),
+            ..run(["env"])
+        })
+        .await,
+        "A=1\nB=x=y z\n"
+    );
+    assert_eq!(
+        stdout(Run {
+            env: BTreeMap::new().into(),
             ..run(["env"])
         })
         .await,
@@ -556,7 +563,7 @@ async fn a_relative_program_is_looked_up_in_the_command_s_directory() {
         let cwd = Some(folder.path().join(cwd));
         assert_eq!(
             stdout(Run {
-                env,
+                env: env.into(),
                 cwd,
                 ..run(["tool"])
             })
@@ -699,7 +706,7 @@ async fn a_missing_program_is_told_with_where_it_was_looked_for() {
     );
 
     let (kind, message) = refusal(Run {
-        env: BTreeMap::new(),
+        env: BTreeMap::new().into(),
         ..run(["ffmpeg-of-nobody"])
     })
     .await;
@@ -769,7 +776,7 @@ async fn a_program_that_may_not_be_executed_does_not_hide_one_that_may() {
     let path = |rest: &str| BTreeMap::from([("PATH".to_owned(), format!("{}{rest}", folder.path().display()))]);
     assert_eq!(
         outcome(Run {
-            env: path(":/usr/bin"),
+            env: path(":/usr/bin").into(),
             ..run(["true"])
         })
         .await
@@ -777,7 +784,7 @@ async fn a_program_that_may_not_be_executed_does_not_hide_one_that_may() {
         End::Exited(0)
     );
     let (kind, message) = refusal(Run {
-        env: path(":/nowhere"),
+        env: path(":/nowhere").into(),
         ..run(["true"])
     })
     .await;
@@ -855,7 +862,7 @@ fn a_run_shows_no_secrets() {
     let shown = format!(
         "{:?}",
         Run {
-            env,
+            env: env.into(),
             stdin: "hush".into(),
             ..run(["true", "hush"])
         }

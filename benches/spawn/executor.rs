@@ -46,7 +46,7 @@ impl Executor {
         let run = Run {
             program: command[0].to_owned(),
             args: command[1..].iter().map(|arg| (*arg).to_owned()).collect(),
-            env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
+            env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]).into(),
             cwd: None,
             stdin: Bytes::new(),
             timeout,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Ended, Parts, Spawners, StartError};
@@ -21,6 +22,8 @@ use crate::transport::{Delivery, Publication, Routing, Subscription, Transport};
 
 /// Most jobs that are queued or running, over what the pool's prefetch needs to be busy.
 const IN_FLIGHT: usize = 1024;
+/// How often results are written, at most: each time takes another thread's help. One that comes alone is written at once.
+const FLUSH_EVERY: Duration = Duration::from_millis(5);
 /// How long results may still be written once a run was stopped and all its jobs have ended.
 const LAST_RESULTS: Duration = Duration::from_secs(5);
 /// The namespace of a broker that nobody else sees.
@@ -51,14 +54,24 @@ pub trait Source: Send {
 
 /// Where results go.
 pub trait Sink: Send {
-    /// Takes a result of the job that came from `origin`. May take as long as it likes: that holds jobs back.
+    /// Takes a result of the job that came from `origin`; `json` is the same as a line without its end. May take as
+    /// long as it likes: that holds jobs back.
     ///
     /// # Errors
     /// When it cannot be written; the run is stopped then.
     ///
     /// # Cancel safety
     /// Dropped when the run is to end at once; the result may be lost then.
-    fn result(&mut self, origin: &str, result: &JobResult) -> impl Future<Output = io::Result<()>> + Send;
+    fn result(&mut self, origin: &str, result: &JobResult, json: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Writes what was taken, now and then, and at the end.
+    ///
+    /// # Errors
+    /// When it cannot be written; the run is stopped then.
+    ///
+    /// # Cancel safety
+    /// As above.
+    fn flush(&mut self) -> impl Future<Output = io::Result<()>> + Send;
 }
 
 /// How a local run ended.
@@ -105,6 +118,8 @@ pub async fn run(
         exhausted: false,
         cut_short: false,
         failed: None,
+        unflushed: false,
+        flushed: Instant::now(),
     };
     let parts = Parts::new(std::slice::from_ref(&pool), spawners)?;
     let listener = parts.bind(metrics_addr).await?;
@@ -160,6 +175,9 @@ struct Desk<Src, Snk> {
     cut_short: bool,
     /// Why the source gave no more.
     failed: Option<io::Error>,
+    /// Whether the sink has results that it did not write, and when it last wrote some.
+    unflushed: bool,
+    flushed: Instant,
 }
 
 impl<Src: Source, Snk: Sink> Desk<Src, Snk> {
@@ -168,6 +186,7 @@ impl<Src: Source, Snk: Sink> Desk<Src, Snk> {
             let wants_more = !self.exhausted && self.open.len() < self.in_flight;
             tokio::select! {
                 Some(delivery) = self.inbox.next() => self.take(delivery).await?,
+                () = tokio::time::sleep_until(self.flushed + FLUSH_EVERY), if self.unflushed => self.flush().await?,
                 job = self.source.next(), if wants_more => match job {
                     Ok(job) => self.give(job).await?,
                     // The jobs before it still have their results.
@@ -177,7 +196,7 @@ impl<Src: Source, Snk: Sink> Desk<Src, Snk> {
                 () = stopped.cancelled() => return self.take_rest().await,
             }
         }
-        Ok(())
+        self.flush().await
     }
 
     /// Results that were published before the worker stopped.
@@ -185,6 +204,12 @@ impl<Src: Source, Snk: Sink> Desk<Src, Snk> {
         while let Some(Some(delivery)) = self.inbox.next().now_or_never() {
             self.take(delivery).await?;
         }
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush().await?;
+        (self.unflushed, self.flushed) = (false, Instant::now());
         Ok(())
     }
 
@@ -218,7 +243,8 @@ impl<Src: Source, Snk: Sink> Desk<Src, Snk> {
         let correlation_id = delivery.envelope.properties.correlation_id.clone().unwrap_or_default();
         let result = JobResult::decode(&delivery.envelope.body).map_err(io::Error::other)?;
         let origin = self.open.get(&correlation_id).map_or("", String::as_str);
-        self.sink.result(origin, &result).await?;
+        self.sink.result(origin, &result, &delivery.envelope.body).await?;
+        self.unflushed = true;
         if result.is_final {
             self.open.remove(&correlation_id);
         }

@@ -32,6 +32,9 @@ pub(super) async fn raw_error(bytes: &[u8]) -> io::Result<()> {
 }
 
 async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    if bytes.is_empty() {
+        return Ok(()); // nothing is worth the way to the thread that writes
+    }
     to.write_all(bytes).await?;
     to.flush().await
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -69,6 +70,7 @@ pub(super) async fn run(args: RunArgs, spawners: Spawners) -> Result<Exit, Failu
     let source = source(args.files, args.command, args.job, &pool)?;
     let mut printer = Printer {
         json: args.json,
+        lines: Vec::new(),
         is_batch,
         counts: BTreeMap::new(),
     };
@@ -89,7 +91,7 @@ fn pool(file: Option<&PathBuf>, overrides: &Overrides) -> Result<Pool, Failure> 
     let mut pool = config::load_default(overrides)
         .map_err(|errors| config_failure(&errors))?
         .pool;
-    pool.env.extend(environment::of_the_caller());
+    Arc::make_mut(&mut pool.env).extend(environment::of_the_caller());
     Ok(pool)
 }
 
@@ -125,19 +127,20 @@ impl Source for Jobs {
 /// Prints results as they come and counts them.
 struct Printer {
     json: bool,
+    /// Results that were not written yet, a line each.
+    lines: Vec<u8>,
     is_batch: bool,
     counts: BTreeMap<Status, u64>,
 }
 
 impl Sink for &mut Printer {
-    async fn result(&mut self, origin: &str, result: &JobResult) -> io::Result<()> {
+    async fn result(&mut self, origin: &str, result: &JobResult, json: &[u8]) -> io::Result<()> {
         if result.is_final {
             *self.counts.entry(result.status).or_default() += 1;
         }
         if self.json {
-            let mut line = result.encode().to_vec();
-            line.push(b'\n');
-            print::data(&line).await?;
+            self.lines.extend_from_slice(json);
+            self.lines.push(b'\n');
         } else {
             show(result).await?;
         }
@@ -150,6 +153,11 @@ impl Sink for &mut Printer {
             print::note(&format!("job {}{origin} {}", result.job_id, describe(result)));
         }
         Ok(())
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        let lines = std::mem::take(&mut self.lines);
+        print::data(&lines).await
     }
 }
 

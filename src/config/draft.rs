@@ -335,7 +335,7 @@ fn pool(file: PoolFile, user: Option<UserIds>) -> Option<Pool> {
         rights,
         shell: file.shell?,
         cwd: file.cwd,
-        env: file.env?,
+        env: file.env?.into(),
         retry: retry(file.retry?)?,
         limits: file.limits.unwrap_or_default(),
         output: output(file.output?)?,

@@ -251,7 +251,7 @@ fn no_permission(run: &Run) -> String {
 }
 
 fn not_in_path(run: &Run, search: &str) -> NotStarted {
-    let origin = if run.env.contains_key("PATH") {
+    let origin = if run.env.get("PATH").is_some() {
         ""
     } else {
         ", the default as env has none"
@@ -300,12 +300,13 @@ fn interpreter_missing(path: &Path) -> String {
 fn too_big(run: &Run) -> String {
     let args = run.args.iter().map(|arg| arg.len());
     let env = run.env.iter().map(|(key, value)| key.len() + value.len() + 1);
-    let longest = args.clone().chain(env.clone()).max().unwrap_or_default();
+    let env: Vec<usize> = env.collect();
+    let longest = args.clone().chain(env.iter().copied()).max().unwrap_or_default();
     format!(
         "could not be started, as its arguments ({} bytes) and environment ({} bytes), the longest of them {longest} \
          bytes, are more than the kernel takes: pass large data through stdin or a file",
         args.sum::<usize>(),
-        env.sum::<usize>(),
+        env.iter().sum::<usize>(),
     )
 }
 
@@ -318,7 +319,7 @@ fn user(run: &Run) -> String {
 }
 
 fn search_path(run: &Run) -> &str {
-    run.env.get("PATH").map_or(DEFAULT_PATH, String::as_str)
+    run.env.get("PATH").unwrap_or(DEFAULT_PATH)
 }
 
 /// A text, quoted, at no more than a line's length.
@@ -348,7 +349,7 @@ mod tests {
         Run {
             program: command[0].into(),
             args: command[1..].iter().map(Into::into).collect(),
-            env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
+            env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]).into(),
             cwd: None,
             stdin: Bytes::new(),
             timeout: Duration::from_secs(60),

@@ -29,10 +29,15 @@ impl Request {
     /// When no kernel would take it: too many bytes, or a NUL in one of its strings.
     pub(super) fn new(run: &Run) -> Result<Self, NotStarted> {
         let argv = [&run.program].into_iter().chain(&run.args);
-        let argv = block(argv.map(|arg| arg.as_bytes().to_vec()))?;
-        let env = block(run.env.iter().map(|(key, value)| format!("{key}={value}").into_bytes()))?;
-        let cwd = block(run.cwd.iter().map(|cwd| cwd.as_os_str().as_bytes().to_vec()))?;
-        let candidates = block(program::candidates(run).into_iter())?;
+        let argv = block(argv.map(|arg| [arg.as_bytes()]))?;
+        let env = block(
+            run.env
+                .iter()
+                .map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()]),
+        )?;
+        let cwd = block(run.cwd.iter().map(|cwd| [cwd.as_os_str().as_bytes()]))?;
+        let candidates = program::candidates(run);
+        let candidates = block(candidates.iter().map(|candidate| [candidate.as_slice()]))?;
         let start = ToKeeper::Start(Box::new(Start {
             candidates: &candidates,
             argv: &argv,
@@ -87,16 +92,17 @@ impl Request {
     }
 }
 
-/// Strings, each ended by a NUL.
-fn block(strings: impl Iterator<Item = Vec<u8>>) -> Result<Vec<u8>, NotStarted> {
+/// Strings, each made of parts and ended by a NUL.
+fn block<'a, const PARTS: usize>(strings: impl Iterator<Item = [&'a [u8]; PARTS]>) -> Result<Vec<u8>, NotStarted> {
     let mut block = Vec::new();
-    for string in strings {
-        if string.contains(&0) {
-            let shown = program::shown(OsStr::from_bytes(&string));
+    for parts in strings {
+        let start = block.len();
+        parts.iter().for_each(|part| block.extend_from_slice(part));
+        if block[start..].contains(&0) {
+            let shown = program::shown(OsStr::from_bytes(&block[start..]));
             let message = format!("the command has a NUL in {shown}: no program can be given one");
             return Err(NotStarted::new(FailureKind::SpawnFailed, message));
         }
-        block.extend_from_slice(&string);
         block.push(0);
     }
     Ok(block)

@@ -47,13 +47,16 @@ pub(super) fn pipes(run: &Run) -> io::Result<(Pipes, Vec<OwnedFd>)> {
     let mut stdin = None;
     if !run.stdin.is_empty() {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-        stdin = Some(pipe::Sender::from_owned_fd(writer)?);
+        // Our end alone: a command may not know what to make of a pipe that does not wait.
+        rustix::io::ioctl_fionbio(&writer, true)?;
+        stdin = Some(pipe::Sender::from_owned_fd_unchecked(writer)?);
         theirs.push(reader);
     }
     let mut output = || {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         theirs.push(writer);
-        pipe::Receiver::from_owned_fd(reader)
+        rustix::io::ioctl_fionbio(&reader, true)?;
+        pipe::Receiver::from_owned_fd_unchecked(reader)
     };
     let pipes = Pipes {
         stdin,

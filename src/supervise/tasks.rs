@@ -14,6 +14,7 @@ use std::{
     any::Any,
     collections::{BTreeMap, HashMap},
     error::Error,
+    panic::resume_unwind,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -24,6 +25,7 @@ use std::{
 
 pub use tokio::task::Id as TaskId;
 use tokio::{
+    runtime::Runtime,
     task::{JoinError, JoinSet},
     time::timeout,
 };
@@ -189,6 +191,18 @@ impl TaskGroup {
             outcome,
             error,
         }
+    }
+}
+
+/// Runs the program's one root future on a thread of the runtime, and gives what it gives. A panic of it is one here.
+pub async fn on_the_runtime<F>(runtime: &Runtime, root: F) -> F::Output
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    match runtime.spawn(root).await {
+        Ok(output) => output,
+        Err(error) => resume_unwind(error.into_panic()), // nobody aborts it
     }
 }
 

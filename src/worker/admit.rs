@@ -10,7 +10,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::config::{Pool, Retry};
-use crate::executor::{Run, Warning};
+use crate::executor::{Environment, Run, Warning};
 use crate::flow::retry::Schedule;
 use crate::message::{
     Attempt, Envelope, FailureKind, Job, JobError, JobId, Properties, RetryPolicy, Span, Status, Work, header, peek_id,
@@ -185,7 +185,7 @@ fn plan(pool: &Pool, job: &Job, properties: &Properties) -> Result<Plan, JobErro
     let timeout = job.timeout.map_or(pool.timeout, Span::get);
     check_timeout(pool, timeout)?;
     let (program, args) = command_line(pool, job)?;
-    let mut env = pool.env.clone();
+    let mut env = Environment::shared(&pool.env);
     env.extend(job.env.clone().unwrap_or_default());
     let run = Run {
         program,
@@ -264,7 +264,7 @@ fn handler_plan(pool: &Pool, handler: &[String], envelope: &Envelope) -> Plan {
     let run = Run {
         program: program.into(),
         args: args.iter().map(OsString::from).collect(),
-        env: pool.env.clone(),
+        env: Environment::shared(&pool.env),
         cwd: pool.cwd.clone(),
         stdin: envelope.body.clone(),
         timeout: pool.timeout,
@@ -328,7 +328,8 @@ mod tests {
     fn pool() -> Pool {
         let mut pool = Pool::default_pool();
         pool.delivery_limit = 3;
-        pool.env = [("A".to_owned(), "pool".to_owned()), ("B".to_owned(), "pool".to_owned())].into();
+        let env = [("A".to_owned(), "pool".to_owned()), ("B".to_owned(), "pool".to_owned())];
+        pool.env = std::sync::Arc::new(env.into());
         pool
     }
 
