@@ -24,7 +24,7 @@ use crate::transport::topology::Names;
 use crate::transport::{BrokerObserver, Transport, TransportError};
 use crate::worker::event::{Event, Observer, Observers};
 use crate::worker::log::EventLog;
-use crate::worker::{Ending, Identity, Worker};
+use crate::worker::{Ending, Holds, Identity, Worker};
 use signals::Signals;
 
 /// Restarts that are still a stumble; more in that time are a fall.
@@ -152,6 +152,7 @@ impl Parts {
             spawners: self.spawners.clone(),
             identity: identity(),
             observer: self.observer.clone(),
+            holds: Holds::default(),
             channels: self.channels.clone(),
             tasks: self.tasks.clone(),
             ending: Ending::new(shutdown.clone()),

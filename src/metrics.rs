@@ -151,6 +151,7 @@ mod tests {
             for family in [
                 "jobs_started_total",
                 "job_retries_total",
+                "jobs_adopted_total",
                 "dead_letters_total",
                 "jobs_running",
                 "unacked",

@@ -87,10 +87,18 @@ pub trait Subscription: Send + 'static {
         SubscriptionEnd::Lost("the broker has ended the consumer".to_owned())
     }
 
+    /// A question to ask now and then, which the broker answers only after it has dealt with every settlement that was
+    /// written before.
+    fn barrier(&self) -> Barrier;
+
     /// Asks for no more deliveries. Those already on their way still come from [`Subscription::next`], then `None`;
     /// deliveries taken before stay valid.
     fn cancel(&mut self) -> impl Future<Output = ()> + Send;
 }
+
+/// Asks a session's broker something: true once it has dealt with every settlement written before, false if that will
+/// not be known.
+pub type Barrier = Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
 /// Why a subscription ended, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]

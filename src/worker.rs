@@ -3,15 +3,18 @@
 //! One pool is served by three tasks, started in this order and stopped in the reverse one:
 //!
 //! ```text
-//!   queue_probe: measures the queue, for the metrics
+//!   queue_probe: measures the queue, for the metrics, and sees whether its messages come
 //!   dispatcher:  owns the jobs in hand, a task each ──► pipeline: admit → slot → execute → result → ack
 //!        ▲ deliveries (flow::channel)
 //!   intake:      subscribes, and subscribes again
 //! ```
 //!
+//! - [`hold`] is why a pool takes no jobs for now.
+//! - [`ledger`] knows a redelivered job that is in hand here, or has ended here.
 //! - [`admit`] decides, from a delivery alone, what is to become of it: run, wait, count again, or end without a run.
 //! - [`settle`] decides, from an outcome alone, what the result is and what comes after it.
 //! - [`outgoing`] makes the messages of both, [`outbox`] sees them confirmed, [`pipeline`] does it all in order.
+//! - [`pulse`] tells a consumer that is connected and gets nothing.
 //! - [`event`] is what the rest of the program hears of it.
 //!
 //! Invariants: a delivery is acked only after its result was confirmed, or after the message was published again; at
@@ -21,12 +24,15 @@
 mod admit;
 mod dispatcher;
 pub mod event;
+mod hold;
 mod intake;
+mod ledger;
 pub mod log;
 mod outbox;
 mod outgoing;
 mod pipeline;
 mod probe;
+mod pulse;
 mod settle;
 mod slots;
 
@@ -45,9 +51,11 @@ use crate::transport::{Transport, TransportError};
 use event::Observer;
 
 use dispatcher::Dispatcher;
+pub use hold::{HoldReason, Holds};
 use intake::Intake;
 use pipeline::Pipeline;
 use probe::QueueProbe;
+use pulse::Pulse;
 
 /// What all pools of a worker share.
 #[derive(Clone)]
@@ -62,6 +70,8 @@ pub struct Worker<T> {
     pub identity: Identity,
     /// Told of everything.
     pub observer: Arc<dyn Observer>,
+    /// What holds pools from taking jobs.
+    pub holds: Holds,
     /// Where channels are counted.
     pub channels: Channels,
     /// Where tasks are counted.
@@ -97,7 +107,8 @@ impl<T: Transport> Worker<T> {
         self.tasks.announce("job"); // shown before the first one comes
         let capacity = usize::from(pool.prefetch);
         let (deliveries, taken) = self.channels.bounded("deliveries", capacity);
-        let pipeline = Arc::new(Pipeline::new(self, pool));
+        let pulse = Arc::new(Pulse::new(pool.prefetch));
+        let pipeline = Arc::new(Pipeline::new(self, pool, pulse.clone()));
         let dispatcher = Arc::new(Dispatcher {
             pool: pool.clone(),
             deliveries: Mutex::new(taken),
@@ -112,6 +123,8 @@ impl<T: Transport> Worker<T> {
             topology: self.topology(pool),
             deliveries,
             pipeline,
+            pulse: pulse.clone(),
+            holds: self.holds.clone(),
             observer: self.observer.clone(),
             ending: self.ending.clone(),
         });
@@ -119,6 +132,7 @@ impl<T: Transport> Worker<T> {
             pool: pool.name.clone(),
             transport: self.transport.clone(),
             queue: self.names.pool_queue(&pool.name),
+            pulse,
             observer: self.observer.clone(),
         });
         vec![

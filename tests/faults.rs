@@ -86,10 +86,11 @@ on_both! {
         dropped_between_result_and_ack_the_job_ends_again_with_a_higher_attempt
         dropped_while_a_redelivery_is_counted_the_job_is_neither_lost_nor_started
         dropped_before_a_dead_letter_has_arrived_it_arrives_later
-        sessions_lost_while_jobs_run_and_wait_cost_no_job_and_start_none_uncounted
+        sessions_lost_while_jobs_run_and_wait_run_none_of_them_twice
         sessions_lost_before_a_result_has_arrived_lose_neither_it_nor_the_job
-        sessions_lost_between_result_and_ack_lose_no_job
-        an_ack_that_is_lost_brings_the_job_again_with_a_higher_attempt
+        sessions_lost_between_result_and_ack_run_no_job_again
+        an_ack_that_is_lost_brings_the_job_again_and_it_is_only_acked
+        a_new_submission_of_an_old_id_always_runs
         a_result_of_unknown_fate_is_published_until_it_is_confirmed
         a_subscription_that_ends_again_and_again_loses_no_job;
     random:

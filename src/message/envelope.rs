@@ -92,8 +92,23 @@ pub mod header {
     pub const FAILED_AT: &str = "x-synthex-failed-at";
     /// The producer's headers were too large to be passed on.
     pub const DROPPED: &str = "x-synthex-headers-dropped";
+    /// A number that no other message has: our clients and workers put one into every job that they publish.
+    pub const UNIQUE: &str = "x-synthex-unique";
     /// What all of these begin with.
     pub const OURS: &str = "x-synthex-";
+
+    /// How often a message has come back to its queue, as a quorum queue counts it.
+    pub(super) const RETURNS: &str = "x-delivery-count";
+    /// Headers in which a broker tells of a message's earlier ways.
+    const HISTORY: [&str; 3] = ["x-death", RETURNS, "x-acquired-count"];
+    /// The same for headers that come in families.
+    const HISTORY_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
+
+    /// Whether a header is the broker's, of the message's earlier ways, and not its producer's.
+    #[must_use]
+    pub fn is_history(name: &str) -> bool {
+        HISTORY.contains(&name) || HISTORY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    }
 }
 
 /// The content type of every message of ours.
@@ -102,12 +117,26 @@ pub const JSON: &str = "application/json";
 impl Properties {
     /// The properties of a job that is published now under this id; who publishes adds where replies go.
     pub fn of_job(id: &JobId) -> Self {
-        Self {
+        let mut properties = Self {
             content_type: Some(JSON.to_owned()),
             message_id: Some(id.to_string()),
             timestamp: u64::try_from(Timestamp::now().as_second()).ok(),
             ..Self::default()
-        }
+        };
+        properties.make_unique();
+        properties
+    }
+
+    /// Makes the message another one than all before it, whatever else it says.
+    pub fn make_unique(&mut self) {
+        let number = JobId::random().to_string();
+        self.headers.insert(header::UNIQUE.to_owned(), number.into());
+    }
+
+    /// How often the message has come back to its queue, where the queue counts it.
+    #[must_use]
+    pub fn returns(&self) -> u32 {
+        self.count_header(header::RETURNS).unwrap_or(0)
     }
 
     /// Checks that the message doesn't say that it is something else than JSON.

@@ -24,6 +24,8 @@ families! {
         job_wait_seconds: Histogram [pool] in COMMAND_TIMES;
         /// Failed attempts that were queued again for another run.
         job_retries_total: Counter [pool];
+        /// Redelivered messages of jobs that were in hand here, or had ended here, and were not run again.
+        jobs_adopted_total: Counter [pool];
         /// Jobs that were dead-lettered.
         dead_letters_total: Counter [pool];
         /// Commands that run now.

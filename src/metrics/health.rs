@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::PoolInfo;
+use crate::worker::HoldReason;
 use crate::worker::event::{Event, Observer};
 
 /// Knows what keeps the worker from taking jobs.
@@ -27,6 +28,8 @@ enum Consumer {
     Starting,
     /// It takes jobs.
     Live,
+    /// It was ended, so that the pool takes no jobs for now.
+    Held(HoldReason),
     /// It has ended, for this reason.
     Lost(String),
 }
@@ -69,6 +72,7 @@ impl Consumer {
         match self {
             Self::Live => None,
             Self::Starting => Some(format!("pool {pool}: does not consume yet")),
+            Self::Held(reason) => Some(format!("pool {pool}: takes no jobs for now: {}", reason.as_str())),
             Self::Lost(reason) => {
                 let reason = reason.replace(char::is_control, " ");
                 Some(format!("pool {pool}: lost its consumer: {reason}"))
@@ -82,6 +86,7 @@ impl Observer for Health {
         match event {
             Event::Draining => self.lock().draining = true,
             Event::Consuming { pool } => self.set(pool, Consumer::Live),
+            Event::ConsumerHeld { pool, reason } => self.set(pool, Consumer::Held(*reason)),
             Event::ConsumerLost { pool, reason, .. } => {
                 self.set(pool, Consumer::Lost(reason.clone()));
             }
@@ -138,6 +143,20 @@ mod tests {
         let obstacle = "pool batch: lost its consumer: connection reset";
         assert_eq!(health.obstacles(), [obstacle]);
         health.on(&consuming("batch"));
+        assert!(health.obstacles().is_empty());
+    }
+
+    #[test]
+    fn a_pool_that_is_held_is_not_ready_until_it_goes_on() {
+        let health = health();
+        health.on(&consuming("web"));
+        health.on(&consuming("batch"));
+        health.on(&Event::ConsumerHeld {
+            pool: "web".into(),
+            reason: HoldReason::Paused,
+        });
+        assert_eq!(health.obstacles(), ["pool web: takes no jobs for now: paused"]);
+        health.on(&consuming("web"));
         assert!(health.obstacles().is_empty());
     }
 

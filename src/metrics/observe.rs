@@ -21,6 +21,7 @@ impl Observer for Metrics {
                 finished.at([pool, status.as_str()]).inc();
             }
             Event::JobRetried { pool, .. } => families.job_retries_total.at([pool]).inc(),
+            Event::JobAdopted { pool, .. } => families.jobs_adopted_total.at([pool]).inc(),
             Event::JobDeadLettered { pool, .. } => families.dead_letters_total.at([pool]).inc(),
             Event::ResultPending { .. } => families.results_unconfirmed.at([]).inc(),
             Event::ResultSettled { .. } => families.results_unconfirmed.at([]).dec(),
@@ -33,6 +34,7 @@ impl Observer for Metrics {
             | Event::JobGivenBack { .. }
             | Event::Consuming { .. }
             | Event::ConsumerLost { .. }
+            | Event::ConsumerHeld { .. }
             | Event::Draining => {}
         }
     }
@@ -337,6 +339,11 @@ mod tests {
             delay: Duration::from_secs(1),
         };
         assert_moves(&[retried], &[(r#"job_retries_total{pool="web"}"#, 1.0)]);
+        let adopted = Event::JobAdopted {
+            pool: web(),
+            message_id: None,
+        };
+        assert_moves(&[adopted], &[(r#"jobs_adopted_total{pool="web"}"#, 1.0)]);
         let dead = Event::JobDeadLettered {
             pool: web(),
             job_id: id(),

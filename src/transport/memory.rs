@@ -31,7 +31,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::topology::{Declare, Topology};
 use super::{
-    BoxFuture, Delivery, Publication, PublishError, QueueDepth, SettleError, Settlement, Settler, Subscribe,
+    Barrier, BoxFuture, Delivery, Publication, PublishError, QueueDepth, SettleError, Settlement, Settler, Subscribe,
     Subscription, Transport, TransportError,
 };
 use consumer::{ConsumerId, Tag};
@@ -158,6 +158,11 @@ impl Subscription for MemorySubscription {
                 None => self.changed.notified().await,
             }
         }
+    }
+
+    /// A settlement is dealt with when it is made.
+    fn barrier(&self) -> Barrier {
+        Box::new(|| Box::pin(std::future::ready(true)))
     }
 
     async fn cancel(&mut self) {

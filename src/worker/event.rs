@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::hold::HoldReason;
 use crate::message::{FailureKind, JobId, Status};
 use crate::transport::{BrokerEvent, QueueDepth};
 
@@ -86,6 +87,13 @@ pub enum Event {
         /// The attempt it now has.
         attempt: u32,
     },
+    /// A redelivered message of a job that is in hand here, or has ended here: nothing is run for it.
+    JobAdopted {
+        /// The pool.
+        pool: Arc<str>,
+        /// The message's id, as its producer gave it.
+        message_id: Option<String>,
+    },
     /// A job goes back to its queue because the worker stops.
     JobGivenBack {
         /// The pool.
@@ -136,6 +144,13 @@ pub enum Event {
         reason: String,
         /// When it will be tried again; `None` when the worker stops.
         retry_in: Option<Duration>,
+    },
+    /// A pool's consumer was ended because the pool is to take no jobs for now; [`Event::Consuming`] when it goes on.
+    ConsumerHeld {
+        /// The pool.
+        pool: Arc<str>,
+        /// Why.
+        reason: HoldReason,
     },
     /// A pool's queue was measured.
     QueueMeasured {

@@ -3,20 +3,24 @@
 //! The end of a subscription means "subscribe again". It obeys the drain: it takes no more and gives back what it had
 //! not handed on; deliveries handed on keep their session open by themselves.
 
+use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Ending;
 use super::event::{Event, Observer};
+use super::ledger::Ledger;
 use super::pipeline::Pipeline;
+use super::pulse::{Pulse, STALL};
+use super::{Ending, HoldReason, Holds};
 use crate::config::Pool;
 use crate::flow::channel::Sender;
 use crate::flow::retry::{Backoff, RECONNECT_MAX};
 use crate::supervise::{Shutdown, TaskError};
 use crate::transport::topology::Topology;
-use crate::transport::{Delivery, Subscribe, Subscription, SubscriptionEnd, Transport, TransportError};
+use crate::transport::{Barrier, Delivery, Subscribe, Subscription, SubscriptionEnd, Transport, TransportError};
 
 /// The first wait after a failed or lost subscription.
 const RECONNECT_INITIAL: Duration = Duration::from_millis(200);
@@ -33,6 +37,9 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(60);
 const UNREADABLE_PAUSE: Duration = Duration::from_millis(20);
 /// Without a delivery for so long, there is no such message any more.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// How often the broker is asked whether the acks so far have arrived, if there were any.
+const PROVE_EVERY: Duration = Duration::from_millis(500);
 
 /// How to subscribe.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,6 +59,10 @@ enum End {
     Passed,
     /// One by one, and nothing more comes.
     Quiet,
+    /// Nothing comes, though there is something.
+    Stalled,
+    /// The pool is to take no jobs for now.
+    Held(HoldReason),
     /// The worker drains.
     Stopped,
 }
@@ -64,6 +75,8 @@ pub(super) struct Intake<T> {
     pub(super) deliveries: Sender<Delivery>,
     /// Knows how to give back what was not handed on.
     pub(super) pipeline: Arc<Pipeline<T>>,
+    pub(super) pulse: Arc<Pulse>,
+    pub(super) holds: Holds,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) ending: Ending,
 }
@@ -87,7 +100,12 @@ impl<T: Transport> Intake<T> {
         let mut backoff = Backoff::new(RECONNECT_INITIAL, RECONNECT_MAX);
         let mut was_live = false;
         let mut mode = Mode::Full;
-        while !shutdown.is_draining() {
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.draining() => break,
+                () = self.holds.free(&self.pool.name) => {}
+            }
             let request = self.request(mode);
             let subscribed = tokio::select! {
                 () = shutdown.draining() => break,
@@ -104,7 +122,9 @@ impl<T: Transport> Intake<T> {
             };
             was_live = true;
             let since = Instant::now();
+            self.pulse.beat();
             let end = self.consume(subscription, mode, shutdown).await;
+            self.pulse.stop();
             if since.elapsed() >= WELL {
                 backoff.reset();
             }
@@ -135,6 +155,15 @@ impl<T: Transport> Intake<T> {
                 }
             }
             End::Quiet => {}
+            End::Stalled => {
+                let queue = &self.queue;
+                let reason = format!("queue {queue:?} has messages, but none came for {STALL:?}, though connected");
+                self.wait(reason, backoff, shutdown).await;
+            }
+            End::Held(reason) => self.tell(Event::ConsumerHeld {
+                pool: self.pool.name.clone(),
+                reason,
+            }),
             End::Of(SubscriptionEnd::Unreadable(reason)) => {
                 self.pass(&reason, mode, shutdown).await;
                 return Mode::OneByOne(self.pool.prefetch);
@@ -176,32 +205,42 @@ impl<T: Transport> Intake<T> {
 
     /// Hands deliveries on until the subscription ends or the worker drains; one by one, until one came through.
     async fn consume(&self, mut subscription: T::Subscription, mode: Mode, shutdown: &Shutdown) -> End {
+        let ledger = self.pipeline.ledger();
+        ledger.lose_session(); // the one before, if there was one
+        let mut proving = pin!(prove(ledger, subscription.barrier()));
         if mode == Mode::Full {
             self.tell(Event::Consuming {
                 pool: self.pool.name.clone(),
             });
         }
-        loop {
+        let end = loop {
             let delivery = tokio::select! {
-                () = shutdown.draining() => break,
+                () = shutdown.draining() => break End::Stopped,
+                reason = self.holds.held(&self.pool.name) => break End::Held(reason),
+                () = self.pulse.stalled() => return End::Stalled,
                 () = tokio::time::sleep(QUIET), if mode != Mode::Full => return End::Quiet,
+                never = &mut proving => match never {},
                 delivery = subscription.next() => delivery,
             };
             let Some(delivery) = delivery else {
                 return End::Of(subscription.end());
             };
+            self.pulse.beat();
+            let Some(delivery) = self.pipeline.recognise(delivery).await else {
+                continue;
+            };
             tokio::select! {
                 biased; // handed on, it is given back as it came; dropped, it would look like one redelivered
                 sent = self.deliveries.send(delivery) => if sent.is_err() { return End::Stopped },
-                () = shutdown.draining() => break, // no room: the delivery is dropped, and so given back
+                () = shutdown.draining() => break End::Stopped, // no room: it is dropped, and so given back
             }
             if mode != Mode::Full {
                 return End::Passed;
             }
-        }
+        };
         // Over time the rest is dropped with its subscription, and so given back as well, though marked as redelivered.
         let _ = tokio::time::timeout(GIVE_BACK_GRACE, self.give_back_rest(&mut subscription, shutdown)).await;
-        End::Stopped
+        end
     }
 
     /// Takes what is still on its way and gives it back.
@@ -239,5 +278,17 @@ impl<T: Transport> Intake<T> {
 
     fn tell(&self, event: Event) {
         self.observer.on(&event);
+    }
+}
+
+/// Has the ledger forget acks that the broker has dealt with, for as long as the session lives.
+async fn prove(ledger: &Ledger, barrier: Barrier) -> Infallible {
+    loop {
+        tokio::time::sleep(PROVE_EVERY).await;
+        if let Some(mark) = ledger.unproven()
+            && barrier().await
+        {
+            ledger.prove(mark);
+        }
     }
 }

@@ -42,6 +42,13 @@ impl Observer for EventLog {
             Event::JobRecounted { pool, job_id, attempt } => {
                 tracing::info!(pool = &**pool, job.id = %job_id, attempt, "redelivered job counted and queued again");
             }
+            Event::JobAdopted { pool, message_id } => {
+                tracing::info!(
+                    pool = &**pool,
+                    message_id,
+                    "redelivered job is known here and not run again"
+                );
+            }
             Event::JobGivenBack {
                 pool,
                 job_id,
@@ -55,6 +62,9 @@ impl Observer for EventLog {
             }
             Event::Consuming { pool } => tracing::info!(pool = &**pool, "consuming"),
             Event::ConsumerLost { pool, reason, retry_in } => log_lost(pool, reason, retry_in.map(|d| d.as_secs_f64())),
+            Event::ConsumerHeld { pool, reason } => {
+                tracing::info!(pool = &**pool, "taking no jobs for now: {}", reason.as_str());
+            }
             Event::Draining => tracing::info!("draining: taking no more jobs, waiting for those that run"),
             Event::Broker(event) => log_broker(event),
             Event::DeliveryTaken { .. }

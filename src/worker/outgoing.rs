@@ -10,16 +10,11 @@ use crate::message::{Attempt, Envelope, HeaderValue, JobId, JobResult, Propertie
 use crate::transport::topology::{Names, tier_for};
 use crate::transport::{Publication, Routing};
 
-/// Headers that tell of a message's earlier ways. A broker drops a message whose history says that it goes in
-/// circles, and this one starts anew.
-const HISTORY: [&str; 3] = ["x-death", "x-delivery-count", "x-acquired-count"];
 /// RabbitMQ sends a message to every queue that these name, again each time it is published.
 const COPIES: [&str; 2] = ["CC", "BCC"];
 /// Most bytes of a producer's headers that are passed on. All properties of a message have to fit into one frame (128
 /// KiB by default) together with what we add; a broker ends the connection over a larger one.
 const HEADERS_MAX: usize = 64 * 1024;
-/// The same for headers that come in families.
-const HISTORY_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
 /// The broker's own way to answer without a queue: it returns a mandatory message although it delivers it.
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
@@ -33,8 +28,8 @@ pub(super) fn result(names: &Names, ticket: &Ticket, result: &JobResult) -> Publ
     }
 }
 
-/// A result for the one who asked, if somebody did.
-pub(super) fn reply(ticket: &Ticket, result: &JobResult) -> Option<Publication> {
+/// The same result for the one who asked, if somebody did.
+pub(super) fn reply(ticket: &Ticket, result: &Publication) -> Option<Publication> {
     let reply_to = ticket.reply_to.clone()?;
     let routing = if reply_to.starts_with(DIRECT_REPLY_TO) {
         Routing::Optional
@@ -45,7 +40,7 @@ pub(super) fn reply(ticket: &Ticket, result: &JobResult) -> Option<Publication> 
         exchange: String::new(),
         routing_key: reply_to,
         routing,
-        envelope: result_envelope(ticket, result),
+        envelope: result.envelope.clone(),
     })
 }
 
@@ -160,11 +155,13 @@ fn delayed(names: &Names, pool: &str, envelope: Envelope, wait: Duration) -> Pub
     }
 }
 
-/// A job as its producer published it, with our headers and without the broker's.
+/// A job as its producer published it, with our headers and without the broker's: a broker drops a message whose history
+/// says that it goes in circles, and this one starts anew.
 fn again(job: &Envelope) -> Envelope {
     let mut envelope = job.clone();
+    envelope.properties.make_unique();
     let headers = &mut envelope.properties.headers;
-    headers.retain(|name, _| !is_history(name) && !is_copy(name));
+    headers.retain(|name, _| !header::is_history(name) && !is_copy(name));
     if headers
         .iter()
         .map(|(name, value)| name.len() + size(value))
@@ -177,10 +174,6 @@ fn again(job: &Envelope) -> Envelope {
     // The broker refuses another's name; whose job it was has been checked on its first way in.
     envelope.properties.user_id = None;
     envelope
-}
-
-fn is_history(name: &str) -> bool {
-    HISTORY.contains(&name) || HISTORY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn is_copy(name: &str) -> bool {
@@ -268,7 +261,7 @@ mod tests {
         assert_eq!(back.routing, Routing::Mandatory);
         assert_eq!(
             header_names(&back),
-            ["traceparent"],
+            ["traceparent", header::UNIQUE],
             "the broker's history would end it as a cycle"
         );
         let (was, is) = (job().properties, back.envelope.properties);
@@ -347,15 +340,15 @@ mod tests {
         };
         let status = crate::message::Status::Expired;
         let ended = super::super::settle::refuse(&ticket(None), status, refusal, Timestamp::UNIX_EPOCH, worker).result;
-        let routing = |reply_to| reply(&ticket(Some(reply_to)), &ended).map(|reply| (reply.exchange, reply.routing));
+        let all = result(&names(), &ticket(None), &ended);
+        let routing = |reply_to| reply(&ticket(Some(reply_to)), &all).map(|reply| (reply.exchange, reply.routing));
         assert_eq!(routing("mine"), Some((String::new(), Routing::Mandatory)));
         assert_eq!(
             routing("amq.rabbitmq.reply-to.g2dkAB"),
             Some((String::new(), Routing::Optional))
         );
-        assert!(reply(&ticket(None), &ended).is_none());
+        assert!(reply(&ticket(None), &all).is_none());
 
-        let all = result(&names(), &ticket(None), &ended);
         assert_eq!(
             (all.exchange.as_str(), all.routing_key.as_str()),
             ("n.results", "p.expired")

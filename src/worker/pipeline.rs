@@ -9,17 +9,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::admit::{Admission, Plan, Refusal, Ticket, admit};
 use super::event::{Event, Observer, RunAccount, StreamAccount};
+use super::hold::Claim;
+use super::ledger::{Held, Ledger, Recognised};
 use super::outbox::{Outbox, Replied};
 use super::outgoing;
+use super::pulse::Pulse;
 use super::settle::{self, Conclusion, Next};
-use super::slots::Slots;
-use super::{Ending, Worker};
+use super::slots::{Slot, Slots};
+use super::{Ending, Holds, Worker};
 use crate::config::Pool;
 use crate::executor::{self, End, Outcome, Run, Spawners};
-use crate::message::{Attempt, JobId, JobResult, Output, Status, WorkerInfo};
+use crate::message::{Attempt, Envelope, JobId, JobResult, Output, Status, WorkerInfo};
 use crate::supervise::Shutdown;
 use crate::transport::topology::Names;
 use crate::transport::{Delivery, Publication, SettleError, Transport};
@@ -31,12 +35,15 @@ pub(super) struct Pipeline<T> {
     spawners: Spawners,
     slots: Slots,
     outbox: Outbox<T>,
+    ledger: Arc<Ledger>,
+    holds: Holds,
+    pulse: Arc<Pulse>,
     observer: Arc<dyn Observer>,
     ending: Ending,
 }
 
 impl<T: Transport> Pipeline<T> {
-    pub(super) fn new(worker: &Worker<T>, pool: &Arc<Pool>) -> Self {
+    pub(super) fn new(worker: &Worker<T>, pool: &Arc<Pool>, pulse: Arc<Pulse>) -> Self {
         Self {
             pool: pool.clone(),
             names: worker.names.clone(),
@@ -49,8 +56,35 @@ impl<T: Transport> Pipeline<T> {
                 topology: worker.topology(pool),
                 declare: pool.declare,
             },
+            ledger: Arc::default(),
+            holds: worker.holds.clone(),
+            pulse,
             observer: worker.observer.clone(),
             ending: worker.ending.clone(),
+        }
+    }
+
+    /// What is remembered of messages.
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Finds a delivery's place if it is a message that is known here; gives it back if there is something to do.
+    pub(super) async fn recognise(&self, delivery: Delivery) -> Option<Delivery> {
+        let envelope = delivery.envelope.clone();
+        match self.ledger.recognise(delivery) {
+            Recognised::New(delivery) => Some(delivery),
+            Recognised::Adopted => {
+                self.tell_adopted(&envelope);
+                None
+            }
+            Recognised::Ended(delivery) => {
+                if delivery.ack().await.is_err() {
+                    self.ledger.doubt(&envelope);
+                }
+                self.tell_adopted(&envelope);
+                None
+            }
         }
     }
 
@@ -64,63 +98,121 @@ impl<T: Transport> Pipeline<T> {
             |pool| Event::DeliveryTaken { pool },
             |pool| Event::DeliverySettled { pool },
         );
-        if !delivery.is_live() {
-            return; // of a session that is gone: the broker hands it out again
+        let _in_hand = self.pulse.take();
+        let held = self.ledger.hold(delivery);
+        if !held.is_live() {
+            return held.was_not_started(); // of a session that is gone: the broker hands it out again
         }
         let now = Timestamp::now();
-        let (ticket, admission) = admit(&self.pool, &delivery.envelope, delivery.redelivered, now);
+        let (ticket, admission) = admit(&self.pool, held.envelope(), held.redelivered(), now);
         match admission {
-            Admission::Run(plan) => self.run(delivery, ticket, *plan, stop).await,
-            Admission::Wait(wait) => self.delay(delivery, &ticket, wait, stop).await,
-            Admission::Recount => self.recount(delivery, &ticket, stop).await,
-            Admission::End(status, refusal) => self.refuse(delivery, &ticket, status, refusal, stop).await,
+            Admission::Run(plan) => self.run(held, ticket, *plan, stop).await,
+            Admission::Wait(wait) => self.delay(held, &ticket, wait, stop).await,
+            Admission::Recount => self.recount(held, &ticket, stop).await,
+            Admission::End(status, refusal) => self.refuse(held, &ticket, status, refusal, stop).await,
         }
     }
 
     /// Gives back a job that was not started. A nack would count as a redelivery, and a worker that stops in good
     /// order is none: the job is published again as it was, and this delivery of it is acked.
     pub(super) async fn hand_back(&self, delivery: Delivery, stop: &Shutdown) {
+        self.hand_back_held(self.ledger.hold(delivery), stop).await;
+    }
+
+    async fn hand_back_held(&self, held: Held, stop: &Shutdown) {
         self.ending.count_given_back();
         self.tell(Event::JobGivenBack {
             pool: self.pool.name.clone(),
             job_id: None,
             was_running: false,
         });
-        let unstarted = outgoing::unstarted(&self.names, &self.pool.name, &delivery.envelope);
+        let unstarted = outgoing::unstarted(&self.names, &self.pool.name, held.envelope());
         // A redelivered job has yet to be counted, so it must keep its mark.
-        if !delivery.redelivered && delivery.is_live() && self.outbox.try_deliver(&unstarted, stop).await {
-            settled(delivery.ack().await);
+        if !held.redelivered() && held.is_live() && self.outbox.try_deliver(&unstarted, stop).await {
+            settled(held.ack().await);
         } else {
-            settled(delivery.give_back().await);
+            settled(held.give_back().await);
         }
     }
 
-    async fn run(&self, delivery: Delivery, ticket: Ticket, plan: Plan, stop: &Shutdown) {
-        let slot = tokio::select! {
-            biased; // a free slot must not win over the drain
-            () = self.ending.draining() => return self.hand_back(delivery, stop).await,
-            slot = self.slots.take() => slot,
+    async fn run(&self, held: Held, ticket: Ticket, plan: Plan, stop: &Shutdown) {
+        let Some(turn) = self.turn(&ticket).await else {
+            return self.hand_back_held(held, stop).await;
         };
         let now = Timestamp::now();
-        if !delivery.is_live() {
-            return;
+        if !held.is_live() {
+            return held.was_not_started();
         }
         if let Some(refusal) = plan.expired(now) {
-            drop(slot);
-            return self.refuse(delivery, &ticket, Status::Expired, refusal, stop).await;
+            drop(turn);
+            return self.refuse(held, &ticket, Status::Expired, refusal, stop).await;
         }
-        let outcome = self.execute(&ticket, &plan, now, stop).await;
-        drop(slot);
+        let Plan {
+            run, retry, ready_at, ..
+        } = plan;
+        let outcome = self.execute(&ticket, run, ready_at, now, stop).await;
+        drop(turn);
         if outcome.end == End::Cancelled {
-            return self.cut(delivery, &ticket).await;
+            return self.cut(held, &ticket).await;
         }
-        let conclusion = settle::conclude(&ticket, &plan.retry, outcome, self.identity.clone());
-        self.conclude(delivery, &ticket, conclusion, stop).await;
+        let conclusion = settle::conclude(&ticket, &retry, outcome, self.identity.clone());
+        self.conclude(held, &ticket, conclusion, stop).await;
     }
 
-    async fn execute(&self, ticket: &Ticket, plan: &Plan, now: Timestamp, stop: &Shutdown) -> Outcome {
-        let mut running = Running::start(self, ticket, waited(ticket, plan, now));
-        let run = self.with_facts(plan.run.clone(), ticket, now);
+    /// Waits for the job's turn to be started; `None` when it is not to be, as the worker drains, or its pool is held.
+    async fn turn(&self, ticket: &Ticket) -> Option<Turn> {
+        if ticket.attempt.redeliveries >= ALONE_FROM {
+            return self.turn_alone().await;
+        }
+        let turn = async {
+            let slot = self.slots.take().await;
+            let permit = self.holds.turn().await;
+            Turn {
+                _permit: permit,
+                _claim: None,
+                _slot: slot,
+            }
+        };
+        tokio::select! {
+            biased; // a free slot must not win over the drain
+            () = self.ending.draining() => None,
+            _ = self.holds.held(&self.pool.name) => None,
+            turn = turn => Some(turn),
+        }
+    }
+
+    /// The same for a job that may be killing workers: no other command runs beside it.
+    async fn turn_alone(&self) -> Option<Turn> {
+        if self.holds.reason(&self.pool.name).is_some() {
+            return None;
+        }
+        let claim = self.holds.claim()?;
+        let turn = async {
+            let permit = claim.alone().await;
+            (permit, self.slots.take().await)
+        };
+        let (permit, slot) = tokio::select! {
+            biased;
+            () = self.ending.draining() => return None,
+            turn = turn => turn,
+        };
+        Some(Turn {
+            _permit: permit,
+            _claim: Some(claim),
+            _slot: slot,
+        })
+    }
+
+    async fn execute(
+        &self,
+        ticket: &Ticket,
+        run: Run,
+        ready_at: Option<Timestamp>,
+        now: Timestamp,
+        stop: &Shutdown,
+    ) -> Outcome {
+        let mut running = Running::start(self, ticket, waited(ticket, ready_at, now));
+        let run = self.with_facts(run, ticket, now);
         let outcome = executor::execute(&self.spawners, run, stop.abort_token()).await;
         running.account = account(&outcome);
         outcome
@@ -141,31 +233,31 @@ impl<T: Transport> Pipeline<T> {
 
     /// A job that the worker had begun with when it had to stop at once: its command was killed, or its result was
     /// not confirmed.
-    async fn cut(&self, delivery: Delivery, ticket: &Ticket) {
+    async fn cut(&self, held: Held, ticket: &Ticket) {
         self.ending.count_cut();
         self.tell(Event::JobGivenBack {
             pool: self.pool.name.clone(),
             job_id: Some(ticket.job_id.clone()),
             was_running: true,
         });
-        settled(delivery.give_back().await);
+        settled(held.give_back().await);
     }
 
-    async fn refuse(&self, delivery: Delivery, ticket: &Ticket, status: Status, refusal: Refusal, stop: &Shutdown) {
+    async fn refuse(&self, held: Held, ticket: &Ticket, status: Status, refusal: Refusal, stop: &Shutdown) {
         let conclusion = settle::refuse(ticket, status, refusal, Timestamp::now(), self.identity.clone());
-        self.conclude(delivery, ticket, conclusion, stop).await;
+        self.conclude(held, ticket, conclusion, stop).await;
     }
 
     /// Result, then what comes after it, then the ack.
-    async fn conclude(&self, delivery: Delivery, ticket: &Ticket, conclusion: Conclusion, stop: &Shutdown) {
+    async fn conclude(&self, held: Held, ticket: &Ticket, conclusion: Conclusion, stop: &Shutdown) {
         let Conclusion { result, next } = conclusion;
         let done = self.publish_result(ticket, &result, stop).await
-            && self.follow_up(&delivery, ticket, &result, next, stop).await;
+            && self.follow_up(&held, ticket, &result, next, stop).await;
         if !done {
-            return self.cut(delivery, ticket).await; // the worker stops at once
+            return self.cut(held, ticket).await; // the worker stops at once
         }
         self.tell_finished(&result);
-        if let Err(error) = delivery.ack().await {
+        if let Err(error) = held.ack().await {
             tracing::warn!(pool = &*self.pool.name, job.id = %ticket.job_id, "failed to {error}, though it has ended");
         }
     }
@@ -179,7 +271,7 @@ impl<T: Transport> Pipeline<T> {
         );
         let all = outgoing::result(&self.names, ticket, result);
         let reply = async {
-            match outgoing::reply(ticket, result) {
+            match outgoing::reply(ticket, &all) {
                 Some(reply) => self.reply(reply, &ticket.job_id, stop).await,
                 None => true,
             }
@@ -201,24 +293,17 @@ impl<T: Transport> Pipeline<T> {
         replied != Replied::GaveUp
     }
 
-    async fn follow_up(
-        &self,
-        delivery: &Delivery,
-        ticket: &Ticket,
-        result: &JobResult,
-        next: Next,
-        stop: &Shutdown,
-    ) -> bool {
+    async fn follow_up(&self, held: &Held, ticket: &Ticket, result: &JobResult, next: Next, stop: &Shutdown) -> bool {
         match next {
             Next::Done => true,
-            Next::Retry(wait) => self.retry(delivery, ticket, wait, stop).await,
-            Next::DeadLetter { field } => self.dead_letter(delivery, ticket, result, field, stop).await,
+            Next::Retry(wait) => self.retry(held, ticket, wait, stop).await,
+            Next::DeadLetter { field } => self.dead_letter(held, ticket, result, field, stop).await,
         }
     }
 
-    async fn retry(&self, delivery: &Delivery, ticket: &Ticket, wait: Duration, stop: &Shutdown) -> bool {
+    async fn retry(&self, held: &Held, ticket: &Ticket, wait: Duration, stop: &Shutdown) -> bool {
         let at = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
-        let job = &delivery.envelope;
+        let job = held.envelope();
         let again = outgoing::retried(&self.names, &self.pool.name, job, ticket, at, wait);
         let done = self.outbox.deliver(&again, stop).await;
         if done {
@@ -233,7 +318,7 @@ impl<T: Transport> Pipeline<T> {
 
     async fn dead_letter(
         &self,
-        delivery: &Delivery,
+        held: &Held,
         ticket: &Ticket,
         result: &JobResult,
         field: Option<String>,
@@ -245,7 +330,7 @@ impl<T: Transport> Pipeline<T> {
             runs_ended,
             ..ticket.attempt
         };
-        let dead = outgoing::dead(&self.names, &delivery.envelope, attempt, result, field.as_deref());
+        let dead = outgoing::dead(&self.names, held.envelope(), attempt, result, field.as_deref());
         let done = self.outbox.deliver(&dead, stop).await;
         if done {
             self.tell(Event::JobDeadLettered {
@@ -257,21 +342,21 @@ impl<T: Transport> Pipeline<T> {
         done
     }
 
-    async fn delay(&self, delivery: Delivery, ticket: &Ticket, wait: Duration, stop: &Shutdown) {
-        let later = outgoing::waiting(&self.names, &self.pool.name, &delivery.envelope, &ticket.job_id, wait);
+    async fn delay(&self, held: Held, ticket: &Ticket, wait: Duration, stop: &Shutdown) {
+        let later = outgoing::waiting(&self.names, &self.pool.name, held.envelope(), &ticket.job_id, wait);
         if self.outbox.deliver(&later, stop).await {
             self.tell(Event::JobDelayed {
                 pool: self.pool.name.clone(),
                 job_id: ticket.job_id.clone(),
                 remaining: wait,
             });
-            settled(delivery.ack().await);
+            settled(held.ack().await);
         }
     }
 
-    async fn recount(&self, delivery: Delivery, ticket: &Ticket, stop: &Shutdown) {
+    async fn recount(&self, held: Held, ticket: &Ticket, stop: &Shutdown) {
         let attempt = ticket.attempt.after_redelivery();
-        let job = &delivery.envelope;
+        let job = held.envelope();
         let again = outgoing::recounted(&self.names, &self.pool.name, job, &ticket.job_id, attempt);
         if self.outbox.deliver(&again, stop).await {
             self.tell(Event::JobRecounted {
@@ -279,8 +364,15 @@ impl<T: Transport> Pipeline<T> {
                 job_id: ticket.job_id.clone(),
                 attempt: attempt.number,
             });
-            settled(delivery.ack().await);
+            settled(held.ack().await);
         }
+    }
+
+    fn tell_adopted(&self, envelope: &Envelope) {
+        self.tell(Event::JobAdopted {
+            pool: self.pool.name.clone(),
+            message_id: envelope.properties.message_id.clone(),
+        });
     }
 
     fn tell_finished(&self, result: &JobResult) {
@@ -301,6 +393,16 @@ impl<T: Transport> Pipeline<T> {
     }
 }
 
+/// Redeliveries from which a job runs alone: its third attempt, if the first two ended with their workers.
+const ALONE_FROM: u32 = 2;
+
+/// The right to run one command; others may go on when it is dropped, in this order.
+struct Turn {
+    _permit: OwnedSemaphorePermit,
+    _claim: Option<Claim>,
+    _slot: Slot,
+}
+
 /// A settlement that did not arrive: the session is gone, and the broker hands the job out again, marked.
 fn settled(settled: Result<(), SettleError>) {
     if let Err(error) = settled {
@@ -309,8 +411,8 @@ fn settled(settled: Result<(), SettleError>) {
 }
 
 /// From the moment a job could have started to the moment it does.
-fn waited(ticket: &Ticket, plan: &Plan, now: Timestamp) -> Option<Duration> {
-    let ready = ticket.queued_at?.max(plan.ready_at.unwrap_or(Timestamp::MIN));
+fn waited(ticket: &Ticket, ready_at: Option<Timestamp>, now: Timestamp) -> Option<Duration> {
+    let ready = ticket.queued_at?.max(ready_at.unwrap_or(Timestamp::MIN));
     Some(Duration::try_from(now.duration_since(ready)).unwrap_or_default())
 }
 

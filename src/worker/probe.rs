@@ -1,9 +1,10 @@
-//! Measures a pool's queue now and then, for the metrics.
+//! Measures a pool's queue now and then, for the metrics and for the [`Pulse`] of its consumer.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::{Event, Observer};
+use super::pulse::Pulse;
 use crate::supervise::{Shutdown, TaskError};
 use crate::transport::Transport;
 
@@ -17,6 +18,7 @@ pub(super) struct QueueProbe<T> {
     pub(super) pool: Arc<str>,
     pub(super) transport: T,
     pub(super) queue: String,
+    pub(super) pulse: Arc<Pulse>,
     pub(super) observer: Arc<dyn Observer>,
 }
 
@@ -38,6 +40,7 @@ impl<T: Transport> QueueProbe<T> {
     async fn measure(&self) -> bool {
         match self.transport.queue_depth(&self.queue).await {
             Ok(Some(depth)) => {
+                self.pulse.look(depth.messages);
                 self.observer.on(&Event::QueueMeasured {
                     pool: self.pool.clone(),
                     depth,

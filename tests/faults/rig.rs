@@ -21,7 +21,7 @@ use synthex::transport::memory::Memory;
 use synthex::transport::topology::{Binding, Declare, Names, Queue, Topology};
 use synthex::transport::{Delivery, Publication, Routing, Subscribe, Subscription, Transport};
 use synthex::worker::event::{Event, Observers};
-use synthex::worker::{Ending, Identity, Worker};
+use synthex::worker::{Ending, Holds, Identity, Worker};
 use tokio::task::JoinHandle;
 
 use crate::support::broker::Vhost;
@@ -137,7 +137,7 @@ impl<T: Transport> Rig<T> {
             stop_grace: PATIENCE,
             ..Pool::default_pool()
         };
-        pool.env.insert(MARK.into(), self.mark.clone());
+        Arc::make_mut(&mut pool.env).insert(MARK.into(), self.mark.clone());
         pool.shell = vec!["/bin/sh".into(), "-c".into()];
         pool
     }
@@ -217,6 +217,7 @@ impl<T: Transport> Rig<T> {
                 host: "test".into(),
             },
             observer: Arc::new(Observers(vec![observer.clone(), Arc::new(metrics.clone())])),
+            holds: Holds::default(),
             channels: channels.clone(),
             tasks: tasks.clone(),
             ending: Ending::new(shutdown.clone()),

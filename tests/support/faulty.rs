@@ -14,7 +14,7 @@ use std::time::Duration;
 use synthex::message::{Attempt, Envelope};
 use synthex::transport::topology::{Declare, Topology};
 use synthex::transport::{
-    BoxFuture, Delivery, Publication, PublishError, QueueDepth, SettleError, Settlement, Settler, Subscribe,
+    Barrier, BoxFuture, Delivery, Publication, PublishError, QueueDepth, SettleError, Settlement, Settler, Subscribe,
     Subscription, Transport, TransportError,
 };
 use tokio_util::sync::CancellationToken;
@@ -282,6 +282,13 @@ impl<S: Subscription> Subscription for FaultySubscription<S> {
         let delivery = self.inner.as_mut()?.next().await?;
         self.taken += 1;
         Some(wrapped(delivery, self.script.clone()))
+    }
+
+    fn barrier(&self) -> Barrier {
+        match &self.inner {
+            Some(inner) => inner.barrier(),
+            None => Box::new(|| Box::pin(std::future::ready(false))),
+        }
     }
 
     async fn cancel(&mut self) {

@@ -1,6 +1,7 @@
 //! A consumer and the settling of its deliveries.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{FutureExt, StreamExt};
 
@@ -15,8 +16,8 @@ use lapin::{Acker, Channel, Consumer};
 use super::session::{Connector, Session};
 use super::{operation_error, short, topology, wire, words};
 use crate::transport::{
-    BoxFuture, BrokerEvent, BrokerObserver, Delivery, SettleError, Settlement, Settler, Subscribe, Subscription,
-    SubscriptionEnd, TransportError,
+    Barrier, BoxFuture, BrokerEvent, BrokerObserver, Delivery, SettleError, Settlement, Settler, Subscribe,
+    Subscription, SubscriptionEnd, TransportError,
 };
 
 /// Replies that may wait in an inbox unsettled.
@@ -26,6 +27,7 @@ const INBOX_PREFETCH: u16 = 256;
 pub struct AmqpSubscription {
     consumer: Consumer,
     live: Arc<Live>,
+    prefetch: u16,
     state: State,
     end: SubscriptionEnd,
     observer: BrokerObserver,
@@ -42,6 +44,8 @@ enum State {
 /// What must stay open until the last delivery is settled.
 struct Live {
     channel: Channel,
+    /// The broker has taken back what it had handed out.
+    taken_away: AtomicBool,
     _session: Session,
 }
 
@@ -61,7 +65,7 @@ impl AmqpSubscription {
             arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(millis));
         }
         let consumer = consume(&channel, &request.queue, request.prefetch, arguments).await?;
-        Ok(Self::live(session, channel, consumer, observer))
+        Ok(Self::live(session, channel, consumer, request.prefetch, observer))
     }
 
     /// Opens a queue that only this connection sees and that goes with it.
@@ -82,10 +86,10 @@ impl AmqpSubscription {
             .map_err(|error| operation_error("declare a private reply queue", &error))?;
         let name = queue.name().to_string();
         let consumer = consume(&channel, &name, INBOX_PREFETCH, FieldTable::default()).await?;
-        Ok((name, Self::live(session, channel, consumer, observer)))
+        Ok((name, Self::live(session, channel, consumer, INBOX_PREFETCH, observer)))
     }
 
-    fn live(session: Session, channel: Channel, consumer: Consumer, observer: BrokerObserver) -> Self {
+    fn live(session: Session, channel: Channel, consumer: Consumer, prefetch: u16, observer: BrokerObserver) -> Self {
         observer(BrokerEvent::Connected {
             host: session.host().to_owned(),
         });
@@ -93,8 +97,10 @@ impl AmqpSubscription {
             consumer,
             live: Arc::new(Live {
                 channel,
+                taken_away: AtomicBool::new(false),
                 _session: session,
             }),
+            prefetch,
             state: State::Consuming,
             end: SubscriptionEnd::Lost("closed by us".to_owned()),
             observer,
@@ -118,7 +124,7 @@ impl AmqpSubscription {
         let settler = AmqpSettler {
             acker: delivery.acker,
             settled: false,
-            _live: self.live.clone(),
+            live: self.live.clone(),
         };
         Delivery::new(
             wire::envelope(delivery.properties, delivery.data),
@@ -140,7 +146,11 @@ impl Subscription for AmqpSubscription {
                 Some(Ok(_)) => {} // of a channel that is gone: it comes again
                 Some(Err(error)) => self.finish(why(&error)),
                 None if self.state == State::Cancelled => self.lose("cancelled by us"),
-                None => self.lose("the broker cancelled the consumer: its queue is gone or has moved"),
+                None => {
+                    // What it had is in its queue again, or gone with it, though the channel would still take an ack.
+                    self.live.taken_away.store(true, Ordering::Relaxed);
+                    self.lose("the broker cancelled the consumer: its queue is gone or has moved");
+                }
             }
         }
         None
@@ -148,6 +158,16 @@ impl Subscription for AmqpSubscription {
 
     fn end(&self) -> SubscriptionEnd {
         self.end.clone()
+    }
+
+    /// A channel does things in their order, so its answer to anything comes after the settlements before it. The
+    /// prefetch is asked for once more: that changes nothing.
+    fn barrier(&self) -> Barrier {
+        let (channel, prefetch) = (self.live.channel.clone(), self.prefetch);
+        Box::new(move || {
+            let channel = channel.clone();
+            Box::pin(async move { channel.basic_qos(prefetch, BasicQosOptions::default()).await.is_ok() })
+        })
     }
 
     async fn cancel(&mut self) {
@@ -210,13 +230,16 @@ async fn consume(
 struct AmqpSettler {
     acker: Acker,
     settled: bool,
-    _live: Arc<Live>,
+    live: Arc<Live>,
 }
 
 impl Settler for AmqpSettler {
     fn settle(mut self: Box<Self>, how: Settlement) -> BoxFuture<'static, Result<(), SettleError>> {
         Box::pin(async move {
             self.settled = true;
+            if !self.is_live() {
+                return Err(SettleError);
+            }
             match send(&self.acker, how).await {
                 Ok(true) => Ok(()),
                 // `Ok(false)`: nothing was sent, because the channel is gone.
@@ -226,13 +249,13 @@ impl Settler for AmqpSettler {
     }
 
     fn is_live(&self) -> bool {
-        self.acker.usable()
+        self.acker.usable() && !self.live.taken_away.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for AmqpSettler {
     fn drop(&mut self) {
-        if !self.settled {
+        if !self.settled && self.is_live() {
             // The first poll hands the frame to the connection's writer; nobody has to wait for the rest.
             let _ = send(&self.acker, Settlement::GiveBack).now_or_never();
         }

@@ -1,0 +1,586 @@
+//! Knows a redelivered job again: one that is in hand here, was never started here, or has ended here.
+//!
+//! A lost connection costs the deliveries on it: the broker hands their messages out again, marked as redelivered, though
+//! the commands still run. The ledger remembers every message that this worker has or had, so that of one that comes
+//! back
+//!
+//! - *in hand*, the new delivery takes the place of the lost one (it is adopted), and nothing is run twice;
+//! - *never started*, for want of a slot, it is taken as if it came for the first time;
+//! - *ended*, its ack not known to have arrived, it is only acked.
+//!
+//! Everything else that is redelivered was in hand elsewhere, and is counted before it is started again.
+//!
+//! A message is known by all that its producer put into it ([`MessageKey`]). The rule that keeps a new submission from
+//! being taken for an old one: only redelivered messages are looked up, what is found is forgotten, and an ack that the
+//! broker is known to have had ([`Ledger::prove`]) is forgotten before. Our clients and workers put a number into each
+//! message that no other has.
+//!
+//! Invariants: at most [`MOST`] past messages, for at most [`REMEMBERED`]; no lock is held over an await.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::message::{Envelope, HeaderValue, header};
+use crate::transport::{Delivery, SettleError};
+
+/// Past messages that are remembered. Each takes about a hundred bytes.
+const MOST: usize = 16_384;
+
+/// How long a past message is remembered. A broker that was away for longer hands out what ended here as well.
+const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// What tells a message from any other: its producer's body, properties and headers, hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct MessageKey(pub(super) [u64; 2]);
+
+impl MessageKey {
+    /// The key of a message, the same at each of its deliveries.
+    pub(super) fn of(envelope: &Envelope) -> Self {
+        // Two hashes of 64 bits that begin differently: a chance meeting would cost a job.
+        Self([0, 1].map(|start: u8| {
+            let mut hasher = DefaultHasher::new();
+            start.hash(&mut hasher);
+            let properties = &envelope.properties;
+            properties.message_id.hash(&mut hasher);
+            properties.correlation_id.hash(&mut hasher);
+            properties.reply_to.hash(&mut hasher);
+            properties.timestamp.hash(&mut hasher);
+            for (name, value) in &properties.headers {
+                if !header::is_history(name) {
+                    name.hash(&mut hasher);
+                    hash_value(value, &mut hasher);
+                }
+            }
+            envelope.body.hash(&mut hasher);
+            hasher.finish()
+        }))
+    }
+}
+
+fn hash_value(value: &HeaderValue, hasher: &mut DefaultHasher) {
+    match value {
+        HeaderValue::Text(text) => text.hash(hasher),
+        HeaderValue::Int(number) => number.hash(hasher),
+        HeaderValue::Bool(flag) => flag.hash(hasher),
+        HeaderValue::Float(number) => number.to_bits().hash(hasher),
+        HeaderValue::List(values) => values.iter().for_each(|value| hash_value(value, hasher)),
+        HeaderValue::Table(fields) => {
+            for (name, value) in fields {
+                name.hash(hasher);
+                hash_value(value, hasher);
+            }
+        }
+        HeaderValue::Other => {}
+    }
+}
+
+/// What a delivery is to this worker.
+#[derive(Debug)]
+pub(super) enum Recognised {
+    /// A message to deal with.
+    New(Delivery),
+    /// It has taken the place of the lost delivery of a job in hand.
+    Adopted,
+    /// Its job has ended here and its ack was lost: to be acked, and no more.
+    Ended(Delivery),
+}
+
+/// The messages that a pool of this worker has in hand, and those it had.
+#[derive(Default)]
+pub(super) struct Ledger {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    in_hand: HashMap<MessageKey, Vec<Arc<Place>>>,
+    /// What is past, by when it was written down.
+    past: BTreeMap<u64, Past>,
+    numbers: HashMap<MessageKey, Vec<u64>>,
+    next: u64,
+}
+
+/// Where the delivery of a job in hand is.
+#[derive(Default)]
+struct Place(Mutex<Option<Delivery>>);
+
+struct Past {
+    key: MessageKey,
+    what: What,
+    since: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// It was not started; so often it had come back to its queue before, as its queue counts.
+    Unstarted { returns: u32 },
+    /// Its ack was written, to a session that is still there.
+    Acked,
+    /// Nobody knows whether its ack arrived.
+    Unknown,
+}
+
+impl Ledger {
+    /// Says what a delivery is. One that is known finds its place; it is known but once.
+    pub(super) fn recognise(&self, mut delivery: Delivery) -> Recognised {
+        if !delivery.redelivered {
+            return Recognised::New(delivery);
+        }
+        let key = MessageKey::of(&delivery.envelope);
+        let mut state = self.state();
+        if let Some(place) = state.lost(key) {
+            let lost = place.replace(delivery);
+            drop(state);
+            drop(lost); // settling it, which it tries, leads nowhere
+            return Recognised::Adopted;
+        }
+        match state.recall(key, returns(&delivery)) {
+            None => Recognised::New(delivery),
+            Some(What::Unstarted { .. }) => {
+                delivery.redelivered = false;
+                Recognised::New(delivery)
+            }
+            Some(What::Acked | What::Unknown) => Recognised::Ended(delivery),
+        }
+    }
+
+    /// Takes a delivery in hand.
+    pub(super) fn hold(self: &Arc<Self>, delivery: Delivery) -> Held {
+        let held = Held {
+            ledger: self.clone(),
+            key: MessageKey::of(&delivery.envelope),
+            place: Arc::default(),
+            envelope: delivery.envelope.clone(),
+            redelivered: delivery.redelivered,
+            returns: returns(&delivery),
+        };
+        held.place.replace(delivery);
+        let mut state = self.state();
+        state.in_hand.entry(held.key).or_default().push(held.place.clone());
+        drop(state);
+        held
+    }
+
+    /// Remembers that the ack of a message is not known to have arrived.
+    pub(super) fn doubt(&self, envelope: &Envelope) {
+        self.state().remember(MessageKey::of(envelope), What::Unknown);
+    }
+
+    /// How far acks have been written down; for [`prove`](Self::prove). `None` if none waits for a proof.
+    pub(super) fn unproven(&self) -> Option<u64> {
+        let state = self.state();
+        let waits = state.past.values().any(|past| past.what == What::Acked);
+        waits.then_some(state.next)
+    }
+
+    /// The broker has dealt with every ack that was written before `mark`.
+    pub(super) fn prove(&self, mark: u64) {
+        let mut state = self.state();
+        let acked = |(number, past): (&u64, &Past)| (past.what == What::Acked).then_some(*number);
+        let proven: Vec<u64> = state.past.range(..mark).filter_map(acked).collect();
+        for number in proven {
+            state.forget(number);
+        }
+    }
+
+    /// A session has ended: whether the acks on it arrived will not be known.
+    pub(super) fn lose_session(&self) {
+        for past in self.state().past.values_mut() {
+            if past.what == What::Acked {
+                past.what = What::Unknown;
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    fn delivery(&self) -> MutexGuard<'_, Option<Delivery>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replace(&self, delivery: Delivery) -> Option<Delivery> {
+        self.delivery().replace(delivery)
+    }
+
+    fn is_live(&self) -> bool {
+        self.delivery().as_ref().is_some_and(Delivery::is_live)
+    }
+}
+
+impl State {
+    /// A job in hand of this key whose delivery is lost.
+    fn lost(&self, key: MessageKey) -> Option<&Arc<Place>> {
+        self.in_hand.get(&key)?.iter().find(|place| !place.is_live())
+    }
+
+    fn let_go(&mut self, key: MessageKey, place: &Arc<Place>) {
+        if let Some(places) = self.in_hand.get_mut(&key) {
+            places.retain(|other| !Arc::ptr_eq(other, place));
+            if places.is_empty() {
+                self.in_hand.remove(&key);
+            }
+        }
+    }
+
+    fn remember(&mut self, key: MessageKey, what: What) -> u64 {
+        let now = Instant::now();
+        while let Some((&oldest, past)) = self.past.first_key_value() {
+            if self.past.len() < MOST && now.duration_since(past.since) < REMEMBERED {
+                break;
+            }
+            self.forget(oldest);
+        }
+        let number = self.next;
+        self.next += 1;
+        self.past.insert(number, Past { key, what, since: now });
+        self.numbers.entry(key).or_default().push(number);
+        number
+    }
+
+    fn forget(&mut self, number: u64) -> Option<Past> {
+        let past = self.past.remove(&number)?;
+        if let Some(numbers) = self.numbers.get_mut(&past.key) {
+            numbers.retain(|other| *other != number);
+            if numbers.is_empty() {
+                self.numbers.remove(&past.key);
+            }
+        }
+        Some(past)
+    }
+
+    /// What is remembered of a message that has come back `returns` times, and forgets it.
+    fn recall(&mut self, key: MessageKey, returns: u32) -> Option<What> {
+        let is_it = |number: &u64| {
+            let past = &self.past[number];
+            let fits = match past.what {
+                // Once more, or somebody else had it in between.
+                What::Unstarted { returns: before } => returns == before.saturating_add(1),
+                What::Acked | What::Unknown => true,
+            };
+            fits && past.since.elapsed() < REMEMBERED
+        };
+        let number = self.numbers.get(&key)?.iter().copied().find(is_it)?;
+        Some(self.forget(number)?.what)
+    }
+}
+
+fn returns(delivery: &Delivery) -> u32 {
+    delivery.envelope.properties.returns()
+}
+
+/// A job's delivery for as long as it is in hand, whichever it is: a lost one may be replaced at any time.
+///
+/// Dropped, its message goes back to its queue, and is not known here any more.
+pub(super) struct Held {
+    ledger: Arc<Ledger>,
+    key: MessageKey,
+    place: Arc<Place>,
+    envelope: Envelope,
+    redelivered: bool,
+    returns: u32,
+}
+
+impl Held {
+    /// The message.
+    pub(super) fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    /// Whether the broker had handed it out before it came here.
+    pub(super) fn redelivered(&self) -> bool {
+        self.redelivered
+    }
+
+    /// Whether its delivery can still be settled.
+    pub(super) fn is_live(&self) -> bool {
+        self.place.is_live()
+    }
+
+    /// Says that the message has been dealt with. From here on a redelivery of it is only acked.
+    ///
+    /// # Errors
+    /// [`SettleError`] when the ack cannot have arrived.
+    pub(super) async fn ack(self) -> Result<(), SettleError> {
+        let (delivery, number) = {
+            let mut state = self.ledger.state();
+            state.let_go(self.key, &self.place);
+            let number = state.remember(self.key, What::Acked);
+            (self.place.delivery().take(), number)
+        };
+        let acked = match delivery {
+            Some(delivery) => delivery.ack().await,
+            None => Err(SettleError),
+        };
+        if acked.is_err()
+            && let Some(past) = self.ledger.state().past.get_mut(&number)
+        {
+            past.what = What::Unknown;
+        }
+        acked
+    }
+
+    /// Gives the message back to its queue.
+    ///
+    /// # Errors
+    /// [`SettleError`] when its session is gone; the message is back in its queue then as well.
+    pub(super) async fn give_back(self) -> Result<(), SettleError> {
+        self.ledger.state().let_go(self.key, &self.place);
+        let delivery = self.place.delivery().take();
+        match delivery {
+            Some(delivery) => delivery.give_back().await,
+            None => Err(SettleError),
+        }
+    }
+
+    /// Lets a message go whose delivery was lost before its job was started: when it comes again, it comes for the
+    /// first time.
+    pub(super) fn was_not_started(self) {
+        let what = What::Unstarted { returns: self.returns };
+        // A redelivered one had yet to be counted.
+        if !self.redelivered {
+            self.ledger.state().remember(self.key, what);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.ledger.state().let_go(self.key, &self.place);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    use super::*;
+    use crate::message::Properties;
+    use crate::transport::{BoxFuture, Settlement, Settler};
+
+    /// A session with the broker, and what was settled on it.
+    #[derive(Default)]
+    struct Session {
+        lost: AtomicBool,
+        acks: AtomicU32,
+        returns: AtomicU32,
+    }
+
+    struct Receipt(Arc<Session>);
+
+    impl Settler for Receipt {
+        fn settle(self: Box<Self>, how: Settlement) -> BoxFuture<'static, Result<(), SettleError>> {
+            let count = match how {
+                Settlement::Ack => &self.0.acks,
+                _ => &self.0.returns,
+            };
+            let live = self.is_live();
+            if live {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Box::pin(std::future::ready(live.then_some(()).ok_or(SettleError)))
+        }
+
+        fn is_live(&self) -> bool {
+            !self.0.lost.load(Ordering::Relaxed)
+        }
+    }
+
+    impl Session {
+        fn lose(&self) {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+
+        fn acks(&self) -> u32 {
+            self.acks.load(Ordering::Relaxed)
+        }
+    }
+
+    fn message(id: &str, returns: u32) -> Envelope {
+        let mut properties = Properties {
+            message_id: Some(id.to_owned()),
+            ..Properties::default()
+        };
+        if returns > 0 {
+            let count = HeaderValue::Int(returns.into());
+            properties.headers.insert("x-delivery-count".to_owned(), count);
+        }
+        Envelope {
+            body: "{}".into(),
+            properties,
+        }
+    }
+
+    /// The delivery of a message that has come back so often.
+    fn delivery(session: &Arc<Session>, id: &str, returns: u32) -> Delivery {
+        let receipt = Box::new(Receipt(session.clone()));
+        Delivery::new(message(id, returns), "pool".to_owned(), returns > 0, receipt)
+    }
+
+    fn sessions() -> (Arc<Session>, Arc<Session>) {
+        Default::default()
+    }
+
+    #[tokio::test]
+    async fn a_redelivery_takes_the_place_of_the_lost_delivery_of_a_job_in_hand() {
+        let (ledger, (first, second)) = (Arc::<Ledger>::default(), sessions());
+        let held = ledger.hold(delivery(&first, "a", 0));
+        first.lose();
+        assert!(!held.is_live());
+        let recognised = ledger.recognise(delivery(&second, "a", 1));
+        assert!(matches!(recognised, Recognised::Adopted), "{recognised:?}");
+        assert!(held.is_live());
+        held.ack().await.unwrap();
+        assert_eq!((first.acks(), second.acks()), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn what_looks_like_a_job_in_hand_but_comes_beside_it_is_another() {
+        let (ledger, (session, _)) = (Arc::<Ledger>::default(), sessions());
+        let held = ledger.hold(delivery(&session, "a", 0));
+        let fresh = ledger.recognise(delivery(&session, "a", 0));
+        assert!(matches!(fresh, Recognised::New(_)), "a new submission: {fresh:?}");
+        let redelivered = ledger.recognise(delivery(&session, "a", 1));
+        assert!(
+            matches!(redelivered, Recognised::New(_)),
+            "the one in hand is not lost: {redelivered:?}"
+        );
+        let other = ledger.recognise(delivery(&session, "b", 1));
+        assert!(matches!(other, Recognised::New(_)), "{other:?}");
+        drop(held);
+    }
+
+    #[tokio::test]
+    async fn a_job_that_has_ended_is_only_acked_and_known_but_once() {
+        let (ledger, (first, second)) = (Arc::<Ledger>::default(), sessions());
+        let held = ledger.hold(delivery(&first, "a", 0));
+        first.lose();
+        held.ack().await.unwrap_err();
+        let fresh = ledger.recognise(delivery(&second, "a", 0));
+        assert!(matches!(fresh, Recognised::New(_)), "a new submission runs: {fresh:?}");
+        let again = ledger.recognise(delivery(&second, "a", 1));
+        assert!(matches!(again, Recognised::Ended(_)), "{again:?}");
+        let third = ledger.recognise(delivery(&second, "a", 2));
+        assert!(matches!(third, Recognised::New(_)), "known but once: {third:?}");
+    }
+
+    #[tokio::test]
+    async fn an_ack_is_forgotten_when_it_is_proven_and_doubted_when_its_session_ends_before() {
+        for (proven_first, ended) in [(true, false), (false, true)] {
+            let (ledger, (first, second)) = (Arc::<Ledger>::default(), sessions());
+            ledger.hold(delivery(&first, "a", 0)).ack().await.unwrap();
+            let mark = ledger.unproven().expect("one ack waits");
+            if proven_first {
+                ledger.prove(mark);
+            }
+            ledger.lose_session();
+            ledger.prove(mark);
+            assert_eq!(ledger.unproven(), None);
+            let again = ledger.recognise(delivery(&second, "a", 1));
+            assert_eq!(matches!(again, Recognised::Ended(_)), ended, "{again:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_acks_before_the_question_are_proven_by_its_answer() {
+        let (ledger, (session, _)) = (Arc::<Ledger>::default(), sessions());
+        ledger.hold(delivery(&session, "a", 0)).ack().await.unwrap();
+        let mark = ledger.unproven().unwrap();
+        ledger.hold(delivery(&session, "b", 0)).ack().await.unwrap();
+        ledger.prove(mark);
+        let known = |id| matches!(ledger.recognise(delivery(&session, id, 1)), Recognised::Ended(_));
+        assert_eq!((known("a"), known("b")), (false, true));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_was_not_started_comes_again_as_if_for_the_first_time() {
+        let (ledger, (first, second)) = (Arc::<Ledger>::default(), sessions());
+        let unstarted = |id: &str, returns| ledger.hold(delivery(&first, id, returns)).was_not_started();
+        let is_counted = |id: &str, returns| match ledger.recognise(delivery(&second, id, returns)) {
+            Recognised::New(delivery) => delivery.redelivered,
+            other => panic!("{other:?}"),
+        };
+        unstarted("a", 0);
+        assert!(!is_counted("a", 1));
+        assert!(is_counted("a", 1), "known but once");
+        unstarted("b", 0);
+        assert!(is_counted("b", 2), "somebody else had it in between");
+        unstarted("c", 1);
+        assert!(is_counted("c", 2), "it had yet to be counted");
+    }
+
+    #[tokio::test]
+    async fn a_job_that_is_dropped_is_not_known_any_more() {
+        let (ledger, (first, second)) = (Arc::<Ledger>::default(), sessions());
+        drop(ledger.hold(delivery(&first, "a", 0)));
+        ledger.hold(delivery(&first, "b", 0)).give_back().await.unwrap();
+        for id in ["a", "b"] {
+            let again = ledger.recognise(delivery(&second, id, 1));
+            assert!(
+                matches!(again, Recognised::New(Delivery { redelivered: true, .. })),
+                "{again:?}"
+            );
+        }
+        assert!(ledger.state().in_hand.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_remembered_is_bounded_in_number_and_time() {
+        let (ledger, (session, _)) = (Arc::<Ledger>::default(), sessions());
+        session.lose();
+        for number in 0..=MOST {
+            let _ = ledger.hold(delivery(&session, &number.to_string(), 0)).ack().await;
+        }
+        assert_eq!(ledger.state().past.len(), MOST);
+        let known = |id: &str| matches!(ledger.recognise(delivery(&session, id, 1)), Recognised::Ended(_));
+        assert_eq!((known("0"), known("1")), (false, true));
+        tokio::time::advance(REMEMBERED).await;
+        assert!(!known("2"));
+        let _ = ledger.hold(delivery(&session, "last", 0)).ack().await;
+        let state = ledger.state();
+        assert_eq!((state.past.len(), state.numbers.len()), (1, 1), "the old is gone");
+    }
+
+    #[test]
+    fn a_message_is_known_by_all_that_its_producer_says_and_by_nothing_that_the_broker_says() {
+        let key = |change: fn(&mut Envelope)| {
+            let mut envelope = message("a", 0);
+            change(&mut envelope);
+            MessageKey::of(&envelope)
+        };
+        let plain = key(|_| {});
+        assert_eq!(
+            plain,
+            key(|envelope| {
+                let headers = &mut envelope.properties.headers;
+                headers.insert("x-delivery-count".to_owned(), HeaderValue::Int(3));
+                headers.insert("x-death".to_owned(), HeaderValue::List(Vec::new()));
+            })
+        );
+        let others = [
+            key(|envelope| envelope.body = "{ }".into()),
+            key(|envelope| envelope.properties.message_id = Some("b".to_owned())),
+            key(|envelope| envelope.properties.correlation_id = Some("a".to_owned())),
+            key(|envelope| envelope.properties.reply_to = Some("a".to_owned())),
+            key(|envelope| envelope.properties.timestamp = Some(1)),
+            key(|envelope| envelope.properties.make_unique()),
+            key(|envelope| {
+                drop(
+                    envelope
+                        .properties
+                        .headers
+                        .insert("x-synthex-attempt".to_owned(), 2.into()),
+                )
+            }),
+        ];
+        assert!(others.iter().all(|other| *other != plain), "{others:?}");
+    }
+}
