@@ -67,11 +67,36 @@ pub trait Transport: Clone + Send + Sync + 'static {
     /// Not cancel safe: a publish that is dropped has an unknown outcome.
     fn publish(&self, publication: &Publication) -> impl Future<Output = Result<(), PublishError>> + Send;
 
+    /// Which version the broker is; `None` if it does not say.
+    fn version(&self) -> impl Future<Output = Option<Version>> + Send;
+
     /// How many messages wait in a queue and how many consumers it has; `None` when there is no such queue.
     ///
     /// # Errors
     /// When the broker cannot be reached or refuses to tell.
     fn queue_depth(&self, queue: &str) -> impl Future<Output = Result<Option<QueueDepth>, TransportError>> + Send;
+}
+
+/// The version of a broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// As the broker writes it: `3.10.8`.
+    pub text: String,
+    /// Its first two numbers.
+    pub numbers: (u32, u32),
+}
+
+impl Version {
+    /// Reads a version; `None` if it does not begin with two numbers.
+    #[must_use]
+    pub fn read(text: &str) -> Option<Self> {
+        let mut numbers = text.split('.').map(str::parse);
+        let mut next = || numbers.next()?.ok();
+        Some(Self {
+            numbers: (next()?, next()?),
+            text: text.to_owned(),
+        })
+    }
 }
 
 /// A live consumer.

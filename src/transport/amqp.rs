@@ -9,6 +9,7 @@
 
 mod address;
 mod consume;
+mod greeting;
 mod publish;
 mod session;
 mod topology;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use lapin::types::ShortString;
 
 use super::topology::{Declare, Topology};
-use super::{BrokerObserver, Publication, PublishError, QueueDepth, Subscribe, Transport, TransportError};
+use super::{BrokerObserver, Publication, PublishError, QueueDepth, Subscribe, Transport, TransportError, Version};
 pub use address::Addresses;
 use consume::AmqpSubscription;
 use publish::Publisher;
@@ -113,6 +114,15 @@ impl Transport for Amqp {
 
     async fn publish(&self, publication: &Publication) -> Result<(), PublishError> {
         self.shared.publisher.publish(publication).await
+    }
+
+    async fn version(&self) -> Option<Version> {
+        for host in self.shared.connector.hosts() {
+            if let Some(version) = greeting::version(&host).await {
+                return Version::read(&version);
+            }
+        }
+        None
     }
 
     async fn queue_depth(&self, queue: &str) -> Result<Option<QueueDepth>, TransportError> {

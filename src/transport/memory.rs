@@ -32,7 +32,7 @@ use tokio::time::{Instant, timeout_at};
 use super::topology::{Declare, Topology};
 use super::{
     Barrier, BoxFuture, Delivery, Publication, PublishError, QueueDepth, SettleError, Settlement, Settler, Subscribe,
-    Subscription, Transport, TransportError,
+    Subscription, Transport, TransportError, Version,
 };
 use consumer::{ConsumerId, Tag};
 use state::{Next, State, Taken};
@@ -115,6 +115,10 @@ impl Transport for Memory {
         // It never has to wait, so without this a publisher in a loop would keep its thread to itself.
         coop::consume_budget().await;
         self.at_now(|state, now| state.publish(publication, now))
+    }
+
+    async fn version(&self) -> Option<Version> {
+        None
     }
 
     async fn queue_depth(&self, queue: &str) -> Result<Option<QueueDepth>, TransportError> {

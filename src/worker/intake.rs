@@ -31,6 +31,10 @@ const GIVE_BACK_GRACE: Duration = Duration::from_secs(3);
 /// What settling may need on top of the longest run and its grace before the broker takes a delivery away.
 const SETTLE_MARGIN: Duration = Duration::from_secs(300);
 
+/// How long RabbitMQ waits for an ack by default, and the version from which a queue can ask for more.
+const USUAL_PATIENCE: Duration = Duration::from_secs(30 * 60);
+const QUEUES_HAVE_PATIENCE: (u32, u32) = (3, 12);
+
 /// How long a subscription may take, topology included.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two deliveries of a message that cannot be read.
@@ -120,6 +124,9 @@ impl<T: Transport> Intake<T> {
                 }
                 Err(error) => return self.give_up(error),
             };
+            if !was_live {
+                self.warn_of_short_patience().await;
+            }
             was_live = true;
             let since = Instant::now();
             self.pulse.beat();
@@ -142,6 +149,27 @@ impl<T: Transport> Intake<T> {
                 reason: format!("no answer within {SUBSCRIBE_TIMEOUT:?}"),
             })
         })
+    }
+
+    /// An old broker takes back what is not acked within half an hour, whatever its queue says. Jobs that run longer are
+    /// adopted when they come again, but if their worker stops meanwhile they are run again.
+    async fn warn_of_short_patience(&self) {
+        let longest = self.pool.max_timeout.saturating_add(self.pool.kill_grace);
+        if longest < USUAL_PATIENCE {
+            return;
+        }
+        if let Some(version) = self.transport.version().await
+            && version.numbers < QUEUES_HAVE_PATIENCE
+        {
+            tracing::warn!(
+                pool = &*self.pool.name,
+                "RabbitMQ {} takes back a job that is not done after its consumer_timeout, {} min unless it was raised, \
+                 and the pool's max_timeout allows {} min: raise consumer_timeout in its rabbitmq.conf, or upgrade to 3.12",
+                version.text,
+                USUAL_PATIENCE.as_secs() / 60,
+                longest.as_secs() / 60,
+            );
+        }
     }
 
     /// Waits as the end of a consumer asks for, and says how to subscribe next.

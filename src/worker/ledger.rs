@@ -313,19 +313,19 @@ impl Held {
         let (delivery, number) = {
             let mut state = self.ledger.state();
             state.let_go(self.key, &self.place);
-            let number = state.remember(self.key, What::Acked);
+            let number = state.remember(self.key, What::Unknown);
             (self.place.delivery().take(), number)
         };
-        let acked = match delivery {
-            Some(delivery) => delivery.ack().await,
-            None => Err(SettleError),
-        };
-        if acked.is_err()
-            && let Some(past) = self.ledger.state().past.get_mut(&number)
-        {
-            past.what = What::Unknown;
+        match delivery {
+            Some(delivery) => delivery.ack().await?,
+            None => return Err(SettleError),
         }
-        acked
+        let mut state = self.ledger.state();
+        // Written down anew, as a question that was asked before says nothing of it; unless it came again meanwhile.
+        if state.forget(number).is_some() {
+            state.remember(self.key, What::Acked);
+        }
+        Ok(())
     }
 
     /// Gives the message back to its queue.
@@ -370,6 +370,7 @@ mod tests {
     #[derive(Default)]
     struct Session {
         lost: AtomicBool,
+        slow: AtomicBool,
         acks: AtomicU32,
         returns: AtomicU32,
     }
@@ -386,7 +387,13 @@ mod tests {
             if live {
                 count.fetch_add(1, Ordering::Relaxed);
             }
-            Box::pin(std::future::ready(live.then_some(()).ok_or(SettleError)))
+            let slow = self.0.slow.load(Ordering::Relaxed);
+            Box::pin(async move {
+                if slow {
+                    tokio::task::yield_now().await;
+                }
+                live.then_some(()).ok_or(SettleError)
+            })
         }
 
         fn is_live(&self) -> bool {
@@ -498,6 +505,20 @@ mod tests {
         ledger.prove(mark);
         let known = |id| matches!(ledger.recognise(delivery(&session, id, 1)), Recognised::Ended(_));
         assert_eq!((known("a"), known("b")), (false, true));
+    }
+
+    #[tokio::test]
+    async fn an_ack_that_is_still_being_written_is_proven_by_no_answer() {
+        let (ledger, (session, other)) = (Arc::<Ledger>::default(), sessions());
+        session.slow.store(true, Ordering::Relaxed);
+        let mut acking = Box::pin(ledger.hold(delivery(&session, "a", 0)).ack());
+        assert!(futures_util::poll!(&mut acking).is_pending());
+        assert_eq!(ledger.unproven(), None);
+        ledger.prove(u64::MAX);
+        let again = ledger.recognise(delivery(&other, "a", 1));
+        assert!(matches!(again, Recognised::Ended(_)), "{again:?}");
+        assert!(acking.await.is_ok());
+        assert_eq!(ledger.unproven(), None, "it came again, and is known but once");
     }
 
     #[tokio::test]

@@ -138,6 +138,12 @@ impl Bench {
         self.rabbit.get(&self.named("my-replies"))
     }
 
+    /// The next reply, if there is one.
+    pub fn try_reply(&self) -> Option<Received> {
+        self.rabbit
+            .try_get(&self.named("my-replies"), Duration::from_millis(100))
+    }
+
     /// The next of all results, which has to come.
     pub fn result(&self) -> Received {
         self.rabbit.get(&self.named("my-results"))
@@ -252,9 +258,14 @@ impl Rabbit {
     /// The next message, which has to come.
     #[track_caller]
     pub fn get(&self, queue: &str) -> Received {
-        let answer = self.call(json!({"do": "get", "queue": queue, "seconds": PATIENCE.as_secs()}));
-        assert!(!answer.is_null(), "nothing came to {queue} within {PATIENCE:?}");
-        Received::read(&answer)
+        let came = self.try_get(queue, PATIENCE);
+        came.unwrap_or_else(|| panic!("nothing came to {queue} within {PATIENCE:?}"))
+    }
+
+    /// The next message, if it comes within this time.
+    pub fn try_get(&self, queue: &str, within: Duration) -> Option<Received> {
+        let answer = self.call(json!({"do": "get", "queue": queue, "seconds": within.as_secs_f64()}));
+        (!answer.is_null()).then(|| Received::read(&answer))
     }
 
     /// Asks by the broker's direct reply-to, and gives the answer.

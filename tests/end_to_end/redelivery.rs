@@ -1,10 +1,11 @@
 //! A worker that dies loses no job: another one runs it, counted, and a job that kills workers comes to an end.
 
+use std::collections::BTreeMap;
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::bench::{Bench, Gate, PATIENCE, Worker, assert_has};
+use crate::bench::{Bench, Gate, PATIENCE, Worker, assert_has, key};
 use crate::support::process::{Signal, wait_until};
 
 #[test]
@@ -80,5 +81,65 @@ fn a_job_that_kills_every_worker_ends_as_lost() {
     assert_has(&bench.reply().json(), &json!({"job_id": "good", "status": "succeeded"}));
     worker.running.signal(Signal::TERM);
     worker.running.wait().expect_code(0);
+    bench.is_drained("jobs.default");
+}
+
+/// It kills its worker at each run. From its third attempt it runs alone, so its first two deaths are the only ones in
+/// which others lose their worker too.
+#[test]
+fn a_job_that_kills_every_worker_takes_no_neighbour_along() {
+    const GOOD: usize = 50;
+    const IN_HAND: usize = 12;
+    let bench = Bench::new();
+    let pool = bench.pool(&format!("pool = \"default\"\nslots = 4\nprefetch = {IN_HAND}\n"));
+    let mut running = bench.start(&[&pool]);
+    wait_until(PATIENCE, "it consumes", || running.stderr().contains("INFO consuming"));
+    bench.listen();
+    let runs = bench.path("runs");
+    let kill = "parent() { cut -d' ' -f4 /proc/$1/stat; }; kill -9 $(parent $(parent $PPID))";
+    let note = format!("echo $SYNTHEX_JOB_ID $SYNTHEX_ATTEMPT >>{}", runs.display());
+    let poison = json!({"script": format!("{note}; {kill}")});
+    let good = json!({"script": format!("{note}; sleep 0.1")});
+    for number in 0..GOOD {
+        if number == IN_HAND / 2 {
+            bench.send("default", "poison", &poison);
+        }
+        bench.send("default", &format!("good-{number}"), &good);
+    }
+
+    let mut results: BTreeMap<String, Value> = BTreeMap::new();
+    let mut deaths = 0;
+    while results.len() <= GOOD {
+        if !running.is_running() {
+            assert_eq!(running.wait().signal, Some(9), "the job kills its worker");
+            deaths += 1;
+            running = bench.start(&[&pool]);
+        }
+        // One whose ack went with its worker has a second result, of a higher attempt.
+        results.extend(bench.try_reply().map(|reply| (key(&reply.json()).0, reply.json())));
+    }
+    running.signal(Signal::TERM);
+    running.wait().expect_code(0);
+
+    let lost = results.remove("poison").expect("it has an end");
+    assert_has(&lost, &json!({"status": "lost", "attempt": 5, "final": true}));
+    assert_eq!(deaths, 5);
+    assert_eq!(bench.dead_letter().header("x-synthex-reason"), "lost");
+    assert!(
+        results.values().all(|result| result["status"] == "succeeded"),
+        "every neighbour ends well: {results:#?}"
+    );
+    let counted: u64 = results
+        .values()
+        .map(|result| result["attempt"].as_u64().unwrap() - 1)
+        .sum();
+    let with_company = 2 * (IN_HAND as u64 - 1);
+    assert!(
+        counted <= with_company,
+        "{counted} deliveries of neighbours were lost, though only two deaths had company"
+    );
+    let ran = fs::read_to_string(runs).expect("they ran");
+    let of_poison: Vec<&str> = ran.lines().filter(|line| line.starts_with("poison")).collect();
+    assert_eq!(of_poison, ["poison 1", "poison 2", "poison 3", "poison 4", "poison 5"]);
     bench.is_drained("jobs.default");
 }

@@ -122,6 +122,29 @@ async fn a_broker_short_of_memory_holds_up_results_and_no_running_job() {
     assert!(rig.results().await.is_empty(), "more results than jobs");
 }
 
+/// The broker takes a delivery away after 3 s, closing its channel, again and again while the job runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_longer_than_the_broker_s_consumer_timeout_runs_once() {
+    let broker = Broker::start().await;
+    let limit = "application:set_env(rabbit, consumer_timeout, 3000), \
+                 application:set_env(rabbit, channel_tick_interval, 1000).";
+    broker.eval(limit).await;
+    let (rig, url) = rig(broker.vhost().await).await;
+    let begun = rig.path("begun");
+    let script = format!("echo $SYNTHEX_JOB_ID $SYNTHEX_ATTEMPT >>{}; sleep 20", begun.display());
+    rig.publish("long", &json!({ "script": script })).await;
+    let worker = worker(&rig, &url, "slots = 2");
+    let results = rig.wait_for_ends(["long".to_owned()]).await;
+    assert_once(&results);
+    assert_eq!(rig.begun(), ["long 1"]);
+    let log = worker.stderr();
+    let taken_away = log.lines().filter(|line| line.contains("timed out")).count();
+    assert!(taken_away >= 3, "the broker took it away, and the log says so: {log}");
+    assert!(log.contains("is known here and not run again"), "{log}");
+    stop(&rig, worker).await;
+    assert!(rig.results().await.is_empty(), "more results than jobs");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_waits_for_a_broker_that_is_not_there_yet() {
     let broker = Broker::start().await;

@@ -15,7 +15,7 @@ use synthex::message::{Attempt, Envelope};
 use synthex::transport::topology::{Declare, Topology};
 use synthex::transport::{
     Barrier, BoxFuture, Delivery, Publication, PublishError, QueueDepth, SettleError, Settlement, Settler, Subscribe,
-    Subscription, Transport, TransportError,
+    Subscription, Transport, TransportError, Version,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -235,6 +235,10 @@ impl<T: Transport> Transport for Faulty<T> {
             }
             Some(PublishFault::Panics) => panic!("scripted: publish to {exchange:?} with {routing_key:?}"),
         }
+    }
+
+    async fn version(&self) -> Option<Version> {
+        self.inner.version().await
     }
 
     async fn queue_depth(&self, queue: &str) -> Result<Option<QueueDepth>, TransportError> {

@@ -9,6 +9,10 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 
 use crate::transport::TransportError;
 
+/// Seconds between heartbeats, unless the address says otherwise (`?heartbeat=`): a connection whose other end is gone
+/// without a word is given up after two of them. RabbitMQ's own wish is 60.
+const HEARTBEAT: u16 = 15;
+
 /// One or more hosts of a broker, with credentials and virtual host.
 #[derive(Clone)]
 pub struct Addresses {
@@ -84,7 +88,7 @@ fn parse_one(host: &str, uri: &str) -> Result<AMQPUri, TransportError> {
     }
     // The parser's own error can hold the whole URI, and so the password; so can any part of it when a character was not
     // encoded. So nothing of it is repeated.
-    let parsed: AMQPUri = uri.parse().map_err(|_| {
+    let mut parsed: AMQPUri = uri.parse().map_err(|_| {
         address(
             "expected amqp://user:password@host:5672/vhost, with special characters of user, password and virtual host \
              percent-encoded"
@@ -96,6 +100,7 @@ fn parse_one(host: &str, uri: &str) -> Result<AMQPUri, TransportError> {
             "amqps:// needs TLS, which this build does not have; use amqp://".to_owned(),
         ));
     }
+    parsed.query.heartbeat.get_or_insert(HEARTBEAT);
     Ok(parsed)
 }
 
@@ -117,6 +122,12 @@ mod tests {
             assert_eq!(uri.vhost, "/jobs");
             assert_eq!(uri.query.heartbeat, Some(5));
         }
+    }
+
+    #[test]
+    fn a_dead_connection_is_noticed_sooner_than_the_broker_asks_for() {
+        let list = Addresses::parse("amqp://broker").unwrap();
+        assert_eq!(list.uris()[0].query.heartbeat, Some(HEARTBEAT));
     }
 
     #[test]

@@ -29,6 +29,11 @@ impl Connector {
         }
     }
 
+    /// All hosts, with their ports.
+    pub(super) fn hosts(&self) -> Vec<String> {
+        self.config.addresses.uris().iter().map(host).collect()
+    }
+
     /// Connects to the first host that lets us in, beginning with the one after the last that failed.
     ///
     /// # Errors
