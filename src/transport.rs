@@ -116,6 +116,17 @@ pub trait Subscription: Send + 'static {
     /// written before.
     fn barrier(&self) -> Barrier;
 
+    /// Has as many more come as the prefetch says, although those taken so far are not settled; they stay valid. It is
+    /// for looking through a queue: what went back before the end would come first again.
+    ///
+    /// # Errors
+    /// When the broker is gone or refuses, as for an inbox, which goes with its first consumer. The subscription may
+    /// have ended then.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: dropped half-way, the subscription may get nothing more.
+    fn extend(&mut self) -> impl Future<Output = Result<(), TransportError>> + Send;
+
     /// Asks for no more deliveries. Those already on their way still come from [`Subscription::next`], then `None`;
     /// deliveries taken before stay valid.
     fn cancel(&mut self) -> impl Future<Output = ()> + Send;
@@ -220,6 +231,12 @@ impl Delivery {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.settler.is_live()
+    }
+
+    /// Parts with the message and keeps what settles it: for who holds many that he has looked at.
+    #[must_use = "what is dropped goes back to its queue"]
+    pub fn into_settler(self) -> Box<dyn Settler> {
+        self.settler
     }
 
     /// Says that the message has been dealt with.

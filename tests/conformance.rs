@@ -71,6 +71,8 @@ on_both! {
         a_dropped_subscription_gives_back_at_once_what_nobody_took
         a_delivery_outlives_its_subscription
         a_message_given_back_takes_its_place_and_counts
+        an_extended_subscription_gets_as_many_again_and_keeps_the_order
+        an_extended_subscription_still_gives_what_nobody_took
         a_cancelled_subscription_ends_and_what_it_handed_out_stays_valid;
     dead_letters:
         a_rejected_message_is_dead_lettered_with_its_reason

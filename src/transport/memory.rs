@@ -169,6 +169,11 @@ impl Subscription for MemorySubscription {
         Box::new(|| Box::pin(std::future::ready(true)))
     }
 
+    async fn extend(&mut self) -> Result<(), TransportError> {
+        self.consumer = self.broker.at_now(|state, _| state.extend(self.consumer))?;
+        Ok(())
+    }
+
     async fn cancel(&mut self) {
         self.broker.at_now(|state, _| state.cancel(self.consumer));
     }

@@ -188,6 +188,49 @@ pub async fn a_cancelled_subscription_ends_and_what_it_handed_out_stays_valid<T:
     nothing_comes(&mut next).await;
 }
 
+pub async fn an_extended_subscription_gets_as_many_again_and_keeps_the_order<T: Transport>(bench: Bench<T>) {
+    let names = with_messages(&bench, 8).await;
+    let mut subscription = bench.subscribe("jobs", 3).await;
+    let mut held = take_all(&mut subscription, 3).await;
+    nothing_comes(&mut subscription).await;
+    for more in [3, 2] {
+        let extended = soon("an extension", subscription.extend()).await;
+        extended.expect("the session is live");
+        held.extend(take_all(&mut subscription, more).await);
+        nothing_comes(&mut subscription).await;
+        bench
+            .waits_for_messages("jobs", u32::try_from(8 - held.len()).expect("a few"))
+            .await;
+    }
+    assert_eq!(texts(&held), names);
+
+    assert!(held.iter().all(Delivery::is_live));
+    ack(held.remove(1)).await;
+    soon("the end of cancel", subscription.cancel()).await;
+    for delivery in held {
+        delivery.give_back().await.expect("the session is live");
+    }
+    bench.waits_for_messages("jobs", 7).await;
+    let mut next = bench.subscribe("jobs", 8).await;
+    let again = take_all(&mut next, 7).await;
+    assert_eq!(texts(&again), ["1", "3", "4", "5", "6", "7", "8"]);
+}
+
+pub async fn an_extended_subscription_still_gives_what_nobody_took<T: Transport>(bench: Bench<T>) {
+    let names = with_messages(&bench, 5).await;
+    let mut subscription = bench.subscribe("jobs", 3).await;
+    let first = take(&mut subscription).await;
+    bench.waits_for_messages("jobs", 2).await; // two more are on their way
+    let extended = soon("an extension", subscription.extend()).await;
+    extended.expect("the session is live");
+    let mut held = vec![first];
+    held.extend(take_all(&mut subscription, 3).await);
+    assert_eq!(texts(&held), names[..4]);
+
+    drop((held, subscription));
+    bench.waits_for_messages("jobs", 5).await;
+}
+
 /// What a consumer leaves behind may come back in another order than single messages that it gave back.
 fn sorted(deliveries: &[Delivery]) -> Vec<String> {
     let mut texts = texts(deliveries);

@@ -295,6 +295,13 @@ impl<S: Subscription> Subscription for FaultySubscription<S> {
         }
     }
 
+    async fn extend(&mut self) -> Result<(), TransportError> {
+        match &mut self.inner {
+            Some(inner) => inner.extend().await,
+            None => Ok(()),
+        }
+    }
+
     async fn cancel(&mut self) {
         self.cancelled = true;
         if let Some(SubscribeFault::CancelHangs(gate)) = &self.fault {

@@ -1,5 +1,6 @@
 //! A consumer and the settling of its deliveries.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,9 +26,11 @@ const INBOX_PREFETCH: u16 = 256;
 
 /// A live consumer on a session of its own, which lives as long as it and its deliveries.
 pub struct AmqpSubscription {
+    source: Source,
     consumer: Consumer,
+    /// Came to a consumer that has been replaced since, and not taken yet.
+    overdue: VecDeque<LapinDelivery>,
     live: Arc<Live>,
-    prefetch: u16,
     state: State,
     end: SubscriptionEnd,
     observer: BrokerObserver,
@@ -39,6 +42,13 @@ enum State {
     /// Asked for no more; what is on its way still comes.
     Cancelled,
     Ended,
+}
+
+/// What is consumed, and how.
+struct Source {
+    queue: String,
+    prefetch: u16,
+    arguments: FieldTable,
 }
 
 /// What must stay open until the last delivery is settled.
@@ -64,8 +74,12 @@ impl AmqpSubscription {
             let millis = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
             arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(millis));
         }
-        let consumer = consume(&channel, &request.queue, request.prefetch, arguments).await?;
-        Ok(Self::live(session, channel, consumer, request.prefetch, observer))
+        let source = Source {
+            queue: request.queue.clone(),
+            prefetch: request.prefetch,
+            arguments,
+        };
+        Self::live(session, channel, source, observer).await
     }
 
     /// Opens a queue that only this connection sees and that goes with it.
@@ -85,26 +99,58 @@ impl AmqpSubscription {
             .await
             .map_err(|error| operation_error("declare a private reply queue", &error))?;
         let name = queue.name().to_string();
-        let consumer = consume(&channel, &name, INBOX_PREFETCH, FieldTable::default()).await?;
-        Ok((name, Self::live(session, channel, consumer, INBOX_PREFETCH, observer)))
+        let source = Source {
+            queue: name.clone(),
+            prefetch: INBOX_PREFETCH,
+            arguments: FieldTable::default(),
+        };
+        Ok((name, Self::live(session, channel, source, observer).await?))
     }
 
-    fn live(session: Session, channel: Channel, consumer: Consumer, prefetch: u16, observer: BrokerObserver) -> Self {
+    async fn live(
+        session: Session,
+        channel: Channel,
+        source: Source,
+        observer: BrokerObserver,
+    ) -> Result<Self, TransportError> {
+        // Per consumer, never global: quorum queues end the connection over global prefetch. The channel's next consumers
+        // have it too.
+        channel
+            .basic_qos(source.prefetch, BasicQosOptions::default())
+            .await
+            .map_err(|error| operation_error("set the prefetch", &error))?;
+        let consumer = source.consume(&channel).await?;
         observer(BrokerEvent::Connected {
             host: session.host().to_owned(),
         });
-        Self {
+        Ok(Self {
+            source,
             consumer,
+            overdue: VecDeque::new(),
             live: Arc::new(Live {
                 channel,
                 taken_away: AtomicBool::new(false),
                 _session: session,
             }),
-            prefetch,
             state: State::Consuming,
             end: SubscriptionEnd::Lost("closed by us".to_owned()),
             observer,
+        })
+    }
+
+    /// Puts another consumer in the place of this one: the broker counts unsettled deliveries for each by itself. The
+    /// stream of a cancelled consumer ends after all that it was sent.
+    async fn replace(&mut self) -> lapin::Result<Result<(), TransportError>> {
+        let tag = self.consumer.tag();
+        self.live
+            .channel
+            .basic_cancel(tag, BasicCancelOptions::default())
+            .await?;
+        while let Some(delivery) = self.consumer.next().await {
+            self.overdue.push_back(delivery?);
         }
+        let replaced = self.source.consume(&self.live.channel).await;
+        Ok(replaced.map(|consumer| self.consumer = consumer))
     }
 
     fn finish(&mut self, end: SubscriptionEnd) {
@@ -139,7 +185,11 @@ impl Subscription for AmqpSubscription {
     async fn next(&mut self) -> Option<Delivery> {
         // lapin's stream pends for ever when it is polled after its end.
         while self.state != State::Ended {
-            match self.consumer.next().await {
+            let next = match self.overdue.pop_front() {
+                Some(overdue) => Some(Ok(overdue)),
+                None => self.consumer.next().await,
+            };
+            match next {
                 Some(Ok(delivery)) if delivery.acker.usable() => {
                     return Some(self.delivery(delivery));
                 }
@@ -163,11 +213,29 @@ impl Subscription for AmqpSubscription {
     /// A channel does things in their order, so its answer to anything comes after the settlements before it. The
     /// prefetch is asked for once more: that changes nothing.
     fn barrier(&self) -> Barrier {
-        let (channel, prefetch) = (self.live.channel.clone(), self.prefetch);
+        let (channel, prefetch) = (self.live.channel.clone(), self.source.prefetch);
         Box::new(move || {
             let channel = channel.clone();
             Box::pin(async move { channel.basic_qos(prefetch, BasicQosOptions::default()).await.is_ok() })
         })
+    }
+
+    async fn extend(&mut self) -> Result<(), TransportError> {
+        if self.state != State::Consuming {
+            return Ok(());
+        }
+        let replaced = match self.replace().await {
+            Ok(replaced) => replaced,
+            Err(error) => {
+                self.finish(why(&error));
+                let operation = format!("consume queue {:?}", self.source.queue);
+                return Err(operation_error(&operation, &error));
+            }
+        };
+        if let Err(error) = &replaced {
+            self.lose(&error.to_string());
+        }
+        replaced
     }
 
     async fn cancel(&mut self) {
@@ -195,6 +263,9 @@ impl Drop for AmqpSubscription {
                 .basic_cancel(tag, BasicCancelOptions::default())
                 .now_or_never();
         }
+        for delivery in self.overdue.drain(..) {
+            let _ = send(&delivery.acker, Settlement::GiveBack).now_or_never();
+        }
         while let Some(Some(Ok(delivery))) = self.consumer.next().now_or_never() {
             let _ = send(&delivery.acker, Settlement::GiveBack).now_or_never();
         }
@@ -209,21 +280,14 @@ fn why(error: &lapin::Error) -> SubscriptionEnd {
     }
 }
 
-async fn consume(
-    channel: &Channel,
-    queue: &str,
-    prefetch: u16,
-    arguments: FieldTable,
-) -> Result<Consumer, TransportError> {
-    // Per consumer, never global: quorum queues end the connection over global prefetch.
-    channel
-        .basic_qos(prefetch, BasicQosOptions::default())
-        .await
-        .map_err(|error| operation_error("set the prefetch", &error))?;
-    channel
-        .basic_consume(short(queue)?, "".into(), BasicConsumeOptions::default(), arguments)
-        .await
-        .map_err(|error| operation_error(&format!("consume queue {queue:?}"), &error))
+impl Source {
+    async fn consume(&self, channel: &Channel) -> Result<Consumer, TransportError> {
+        let queue = short(&self.queue)?;
+        channel
+            .basic_consume(queue, "".into(), BasicConsumeOptions::default(), self.arguments.clone())
+            .await
+            .map_err(|error| operation_error(&format!("consume queue {:?}", self.queue), &error))
+    }
 }
 
 /// Settles through the delivery's own acker, never by a bare tag on whatever channel is current.

@@ -23,18 +23,39 @@ pub(super) struct Consumer {
     pub(super) accepting: bool,
     /// Told when there is something new to see.
     pub(super) changed: Arc<Notify>,
+    prefetch: usize,
     credit: usize,
 }
 
 impl Consumer {
     pub(super) fn new(queue: QueueId, prefetch: u16, changed: Arc<Notify>) -> Self {
+        let prefetch = usize::from(prefetch.max(1));
         Self {
             queue,
             buffer: VecDeque::new(),
             accepting: true,
             changed,
-            credit: usize::from(prefetch.max(1)),
+            prefetch,
+            credit: prefetch,
         }
+    }
+
+    /// The one that comes in its place: answers for what was not taken, and for nothing that was.
+    pub(super) fn successor(&mut self) -> Self {
+        let buffer = std::mem::take(&mut self.buffer);
+        Self {
+            queue: self.queue,
+            credit: self.prefetch - buffer.len(),
+            buffer,
+            accepting: self.accepting,
+            changed: self.changed.clone(),
+            prefetch: self.prefetch,
+        }
+    }
+
+    /// Whether it may get a message.
+    pub(super) fn has_credit(&self) -> bool {
+        self.accepting && self.credit > 0
     }
 
     /// Hands it a message; true when it may get another.

@@ -179,6 +179,39 @@ impl State {
         Ok(())
     }
 
+    /// Puts another consumer, with all its credit, in the place of one.
+    pub(super) fn extend(&mut self, id: ConsumerId) -> Result<ConsumerId, TransportError> {
+        let Some(mut old) = self.consumers.remove(&id) else {
+            return Ok(id); // it has ended, and says so
+        };
+        let queue_id = old.queue;
+        let Some(queue) = self.queues.get_mut(&queue_id) else {
+            return Err(refused("extend a subscription".to_owned(), "its queue is gone"));
+        };
+        if queue.lifetime == Lifetime::Inbox {
+            self.consumers.insert(id, old);
+            return Err(refused(
+                "extend a subscription".to_owned(),
+                "an inbox goes with its consumer",
+            ));
+        }
+        let successor = old.successor();
+        queue.leave_turns(id);
+        self.last_id += 1;
+        let next = ConsumerId(self.last_id);
+        if successor.has_credit() {
+            queue.join_turns(next);
+        }
+        for tag in &successor.buffer {
+            if let Some(unsettled) = self.unsettled.get_mut(tag) {
+                unsettled.consumer = next;
+            }
+        }
+        self.consumers.insert(next, successor);
+        self.dispatch(queue_id);
+        Ok(next)
+    }
+
     /// Gives a consumer nothing more. Its queue goes with it if it is an inbox.
     pub(super) fn cancel(&mut self, id: ConsumerId) {
         let Some(consumer) = self.consumers.get_mut(&id) else {
