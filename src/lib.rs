@@ -21,7 +21,8 @@
 //!    then is the delivery acked, by value: a second settling does not compile.
 //!
 //! Steps 1 to 6 are [`worker`]; every one of them tells an [`Event`](worker::event::Event) to observers, of which
-//! [`metrics`] and the log are two. [`app`] puts the parts together, [`cli`] is one file a subcommand.
+//! [`metrics`] and the log are two. People look at what came to a bad end, and have it run again, through [`control`].
+//! [`app`] puts the parts together, [`cli`] is one file a subcommand.
 //!
 //! # Reading order
 //!
@@ -40,6 +41,8 @@ pub mod executor;
 pub mod config;
 
 pub mod worker;
+
+pub mod control;
 
 pub mod metrics;
 

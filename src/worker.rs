@@ -53,6 +53,7 @@ use event::Observer;
 use dispatcher::Dispatcher;
 pub use hold::{HoldReason, Holds};
 use intake::Intake;
+pub(crate) use outgoing::again;
 use pipeline::Pipeline;
 use probe::QueueProbe;
 use pulse::Pulse;

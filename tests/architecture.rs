@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use. What is not named here is a backward arrow.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     ("message", &[]),
     ("flow", &[]),
     ("supervise", &["flow"]),
@@ -17,6 +17,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
         "worker",
         &["message", "flow", "supervise", "transport", "executor", "config"],
     ),
+    ("control", &["message", "flow", "transport", "worker"]),
     ("metrics", &["message", "flow", "supervise", "transport", "worker"]),
     (
         "app",
@@ -31,7 +32,10 @@ const MAY_USE: [(&str, &[&str]); 10] = [
             "metrics",
         ],
     ),
-    ("cli", &["message", "flow", "supervise", "transport", "config", "app"]),
+    (
+        "cli",
+        &["message", "flow", "supervise", "transport", "config", "control", "app"],
+    ),
 ];
 
 /// Packages that have one home, and it.

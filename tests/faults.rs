@@ -3,6 +3,7 @@
 //! - [`load`]: five thousand mixed jobs through a small worker; all end, once, and nothing is left.
 //! - [`shutdown`]: the first signal drains, the second aborts, wherever the worker is.
 //! - [`cancellation`]: the worker's future is dropped, or its sessions end, at scripted points.
+//! - [`dead`]: dead letters are looked at, retried and dropped, and the one who does it is cut short.
 //! - [`random`]: the same at points that nobody chose, with a seed.
 //! - [`supervision`]: panics are contained, what ends unasked is started again, within bounds.
 //! - [`private_broker`]: `synthex worker` as a process, and a RabbitMQ node that is killed, frozen, short of memory.
@@ -14,6 +15,8 @@ mod support;
 
 #[path = "faults/cancellation.rs"]
 mod cancellation;
+#[path = "faults/dead.rs"]
+mod dead;
 #[path = "faults/load.rs"]
 mod load;
 #[path = "faults/private_broker.rs"]
@@ -93,6 +96,17 @@ on_both! {
         a_new_submission_of_an_old_id_always_runs
         a_result_of_unknown_fate_is_published_until_it_is_confirmed
         a_subscription_that_ends_again_and_again_loses_no_job;
+    dead:
+        looking_at_letters_changes_nothing_however_often
+        every_way_to_the_dead_letters_is_told_by_its_reason
+        a_retried_job_runs_as_a_new_submission
+        letters_are_retried_and_dropped_as_they_were_selected
+        a_retry_for_a_pool_without_a_queue_publishes_nothing
+        a_job_of_unknown_fate_keeps_its_letter
+        a_job_that_is_refused_keeps_its_letter
+        an_ack_that_is_lost_leaves_a_letter_although_its_job_runs_again
+        a_retry_that_is_cut_loses_nothing
+        a_pass_whose_sessions_are_lost_says_so_and_loses_nothing;
     random:
         any_mix_of_faults_and_cuts_loses_no_job_and_starts_none_uncounted;
     supervision:

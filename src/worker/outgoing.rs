@@ -157,7 +157,7 @@ fn delayed(names: &Names, pool: &str, envelope: Envelope, wait: Duration) -> Pub
 
 /// A job as its producer published it, with our headers and without the broker's: a broker drops a message whose history
 /// says that it goes in circles, and this one starts anew.
-fn again(job: &Envelope) -> Envelope {
+pub(crate) fn again(job: &Envelope) -> Envelope {
     let mut envelope = job.clone();
     envelope.properties.make_unique();
     let headers = &mut envelope.properties.headers;
