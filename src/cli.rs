@@ -6,6 +6,7 @@
 mod broker_args;
 mod cgroup_args;
 mod config;
+mod dead;
 mod environment;
 pub mod exit;
 mod job_args;
@@ -57,10 +58,12 @@ Exit codes:
 
 #[derive(Subcommand)]
 enum Command {
-    // These three are described by their arguments: a line here would hide what is said there at length.
+    // These are described by their arguments: a line here would hide what is said there at length.
     Run(run::RunArgs),
     Worker(worker::WorkerArgs),
     Submit(submit::SubmitArgs),
+    #[command(subcommand)]
+    Dead(dead::DeadCommand),
     /// Print the JSON Schema of a message or file
     Schema(schema::SchemaArgs),
     /// Check and show pool files, declare a pool's queues
@@ -143,6 +146,7 @@ fn execute(command: Command) -> Result<Exit, Failure> {
         Command::Run(args) => on_the_runtime(run::run(args, spawners.expect(RUNS_COMMANDS)).boxed()),
         Command::Worker(args) => on_the_runtime(worker::run(args, spawners.expect(RUNS_COMMANDS)).boxed()),
         Command::Submit(args) => runtime.block_on(submit::run(args)),
+        Command::Dead(command) => runtime.block_on(dead::run(command)),
         Command::Schema(args) => runtime.block_on(schema::run(&args)),
         Command::Config(command) => runtime.block_on(config::run(command)),
     };

@@ -2,7 +2,7 @@
 
 use crate::support::cli::{Cli, Finished};
 
-const SUBCOMMANDS: [&str; 5] = ["run", "worker", "submit", "schema", "config"];
+const SUBCOMMANDS: [&str; 6] = ["run", "worker", "submit", "dead", "schema", "config"];
 
 fn help(args: &[&str]) -> String {
     let finished = Cli::new(args).run().expect_code(0);
@@ -50,7 +50,7 @@ fn help_names_every_exit_code_on_a_line_of_its_own() {
 #[test]
 fn each_subcommand_has_help_that_tells_what_it_does() {
     // What nobody can guess from the names of the flags.
-    let tells: [(&[&str], &[&str]); 8] = [
+    let tells: [(&[&str], &[&str]); 13] = [
         (
             &["run"],
             &["one job a line", "synthex schema job", "your environment", "-- <CMD>"],
@@ -72,6 +72,27 @@ fn each_subcommand_has_help_that_tells_what_it_does() {
                 "[default: 10s]",
             ],
         ),
+        (
+            &["dead"],
+            &["list", "show", "retry", "drop", "unroutable", "another client holds"],
+        ),
+        (
+            &["dead", "list"],
+            &["--pool", "--reason", "--limit", "--json", "--amqp-url"],
+        ),
+        (&["dead", "show"], &["<ID>", "--json", "Exit code 1"]),
+        (
+            &["dead", "retry"],
+            &[
+                "new submission",
+                "attempt 1",
+                "--all",
+                "--dry-run",
+                "--connect-timeout",
+                "exit code 78",
+            ],
+        ),
+        (&["dead", "drop"], &["for good", "--all", "--dry-run", "Exit code 1"]),
         (&["schema"], &["job", "result", "pool"]),
         (&["config"], &["check", "show", "apply"]),
         (&["config", "check"], &["POOL.toml"]),
@@ -143,7 +164,7 @@ fn without_a_subcommand_the_subcommands_are_shown() {
 
 #[test]
 fn wrong_usage_is_refused_and_named() {
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 14] = [
         (&["frobnicate"], "'frobnicate'"),
         (&["run", "--frobnicate"], "'--frobnicate'"),
         (&["schema", "event"], "job, result, pool"),
@@ -153,6 +174,14 @@ fn wrong_usage_is_refused_and_named() {
         (&["worker", "--namespace", "a b"], "expected 1 to 64 of"),
         (&["config", "show", "--slots", "many"], "--slots"),
         (&["-q", "-v", "run", "--", "true"], "--verbose"),
+        (&["dead", "show"], "<ID>"),
+        (&["dead", "list", "--limit", "few"], "--limit"),
+        (&["dead", "retry"], "<ID|--pool <POOL>|--reason <REASON>|--all>"),
+        (
+            &["dead", "drop", "--dry-run"],
+            "<ID|--pool <POOL>|--reason <REASON>|--all>",
+        ),
+        (&["dead", "drop", "--all", "--pool", "p"], "--all"),
     ];
     for (args, named) in cases {
         let finished = refused(args);
