@@ -98,7 +98,7 @@ const RUNS_COMMANDS: &str = "they were started for every subcommand that runs co
 fn start_spawners(cgroup: CgroupChoice) -> Result<Spawners, Failure> {
     app::start_spawners(cgroup).map_err(|error| {
         let exit = match error {
-            SpawnersError::Process(_) => Exit::Failure,
+            SpawnersError::Process(_) | SpawnersError::Proc(_) => Exit::Failure,
             SpawnersError::Cgroup(_) => Exit::Config,
         };
         Failure::new(exit, format!("failed to {error}"))

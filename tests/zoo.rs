@@ -131,6 +131,7 @@ on_both! {
         of_jobs_that_look_alike_only_the_right_ones_die;
     deaths:
         a_killed_worker_leaves_nothing
+        a_killed_worker_leaves_nothing_though_its_keepers_are_stopped
         a_keeper_that_is_killed_takes_its_job_and_no_other
         a_spawner_that_is_killed_takes_its_jobs_and_is_replaced
         all_spawners_killed_at_once_are_replaced

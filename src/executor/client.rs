@@ -61,6 +61,9 @@ pub enum StartError {
     /// A process cannot be started.
     #[error("start a helper process: {0}")]
     Process(#[from] io::Error),
+    /// Processes cannot be found.
+    #[error("{0}")]
+    Proc(#[source] io::Error),
     /// The cgroup that was named cannot be used.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -150,6 +153,7 @@ impl Spawners {
             let own = Some(rustix::process::getpid());
             rustix::process::set_child_subreaper(own).map_err(io::Error::from)?;
         }
+        tree::check_listing().map_err(StartError::Proc)?;
         let claim = claim(&options.cgroup)?;
         let known = Mutex::default();
         let spawners = (0..options.count.max(1)).map(|_| {

@@ -238,6 +238,9 @@ impl Ending {
     }
 
     fn over(&mut self, now: Instant, action: Action) -> Action {
+        if self.exited.is_none() {
+            self.ended_by = EndedBy::Kill; // which it does not obey yet
+        }
         self.finished = Some(now);
         self.stage = Stage::Over;
         action
@@ -370,6 +373,16 @@ mod tests {
         ending.on(Fact::StopAsked, start);
         assert_eq!(ending.on(Fact::Tick, start + KILL_WAIT), Action::Done);
         assert!(!ending.leader_has_exited());
+        assert_eq!(ending.ended_by(), EndedBy::Kill);
+    }
+
+    #[test]
+    fn what_a_leader_left_and_cannot_be_killed_changes_nothing_of_its_own_end() {
+        let (mut ending, start) = ending(Leftovers::Kill);
+        ending.on(Fact::LeaderExited, start);
+        ending.on(Fact::Tick, start + LEAVE_GRACE);
+        assert_eq!(ending.on(Fact::Tick, start + LEAVE_GRACE + KILL_WAIT), Action::Done);
+        assert_eq!((ending.cause(), ending.ended_by()), (Cause::Exit, EndedBy::Itself));
     }
 
     #[test]

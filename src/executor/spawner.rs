@@ -33,7 +33,11 @@ use super::protocol::{self, FromSpawner, MAX_PACKET, Packet, ToSpawner, receive}
 /// The first argument of a process that is to be a spawner instead of a command line.
 pub const SPAWNER_ARGUMENT: &str = "__spawner";
 
-/// How long a spawner whose worker is gone waits for its keepers to make an end of their jobs.
+/// How long a spawner whose worker is gone waits for its keepers to make an end of their jobs. One that has not by then was
+/// stopped by its job, and is killed: that ends the command, and what else it started comes to the spawner.
+const KEEPER_WAIT: Duration = Duration::from_secs(1);
+
+/// How long it waits for the end of all of it.
 const LEAVE_WAIT: Duration = Duration::from_secs(10);
 
 /// Is a spawner, with its control socket as stdin, until the worker is gone.
@@ -94,10 +98,7 @@ impl Spawner {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         // A job of the same user must not look into, or debug, the processes that hold it.
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-        tree::check_listing().map_err(|error| {
-            let text = format!("list its children, which needs /proc and CONFIG_PROC_CHILDREN: {error}");
-            io::Error::new(error.kind(), text)
-        })?;
+        tree::check_listing()?;
         let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
         rustix::stdio::dup2_stdin(child::null()?)?;
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -193,15 +194,26 @@ impl Spawner {
     /// Waits until all keepers have made an end of their jobs, as the worker is gone. Those that cannot are left behind.
     fn leave(&mut self) -> io::Result<()> {
         self.control = None;
-        let until = Instant::now() + LEAVE_WAIT;
+        let (kill_at, until) = (Instant::now() + KEEPER_WAIT, Instant::now() + LEAVE_WAIT);
         loop {
             self.clean_up();
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.keepers.is_subset(&self.released) {
+            let now = Instant::now();
+            let is_late = now >= kill_at;
+            if is_late {
+                self.kill_keepers();
+            }
+            if now >= until || (self.keepers.is_subset(&self.released) && tree::children().len() <= self.released.len()) {
                 return Ok(());
             }
-            let limit = Timespec::try_from(left).ok();
+            let next = if is_late { until } else { kill_at };
+            let limit = Timespec::try_from(next.saturating_duration_since(now)).ok();
             poll(&mut [PollFd::new(&self.child_ended, PollFlags::IN)], limit.as_ref())?;
+        }
+    }
+
+    fn kill_keepers(&self) {
+        for keeper in self.keepers.difference(&self.released) {
+            let _ = kill_process(*keeper, Signal::KILL);
         }
     }
 

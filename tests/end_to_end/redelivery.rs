@@ -123,7 +123,6 @@ fn a_job_that_kills_every_worker_takes_no_neighbour_along() {
 
     let lost = results.remove("poison").expect("it has an end");
     assert_has(&lost, &json!({"status": "lost", "attempt": 5, "final": true}));
-    assert_eq!(deaths, 5);
     assert_eq!(bench.dead_letter().header("x-synthex-reason"), "lost");
     assert!(
         results.values().all(|result| result["status"] == "succeeded"),
@@ -141,5 +140,6 @@ fn a_job_that_kills_every_worker_takes_no_neighbour_along() {
     let ran = fs::read_to_string(runs).expect("they ran");
     let of_poison: Vec<&str> = ran.lines().filter(|line| line.starts_with("poison")).collect();
     assert_eq!(of_poison, ["poison 1", "poison 2", "poison 3", "poison 4", "poison 5"]);
+    assert_eq!(deaths, 5);
     bench.is_drained("jobs.default");
 }

@@ -69,6 +69,22 @@ pub fn a_killed_worker_leaves_nothing(via: Via) {
     worker.kill();
 }
 
+/// A job can stop its keeper, as both are of one user: then nobody hears that the worker is gone.
+pub fn a_killed_worker_leaves_nothing_though_its_keepers_are_stopped(via: Via) {
+    let cage = Cage::new();
+    let (worker, _) = full_house(via, &cage);
+    let helpers = helpers::all(worker.pid());
+    for keeper in helpers::named(worker.pid(), KEEPER) {
+        keeper.signal(Signal::STOP);
+    }
+    worker.running.signal(Signal::KILL);
+    cage.assert_empty_within(PROMISED);
+    wait_until(PROMISED, "the helper processes are gone", || {
+        !helpers.iter().any(Process::is_alive)
+    });
+    worker.kill();
+}
+
 /// One keeper after the other.
 pub fn a_keeper_that_is_killed_takes_its_job_and_no_other(via: Via) {
     let cage = Cage::new();

@@ -59,6 +59,9 @@ pub(super) fn run(
         released: false,
     };
     let gone = job.see_through()?;
+    if job.tree.leader_has_ended() {
+        job.tree.reap_leader(); // how it ended is to be told, also when something it started is left
+    }
     let after = match gone {
         _ if job.released => After::WatchOver,
         true if !job.cut_off => After::Next,

@@ -132,13 +132,22 @@ impl Tree {
     }
 }
 
-/// Says whether children can be listed at all.
+/// Says whether children can be listed, and by the numbers that they have here.
 ///
 /// # Errors
 ///
-/// When `/proc` is not mounted, or the kernel was built without `CONFIG_PROC_CHILDREN`.
-pub(super) fn check_listing() -> io::Result<()> {
-    fs::read("/proc/thread-self/children").map(drop)
+/// When `/proc` is not mounted, or is that of another PID namespace, or the kernel was built without
+/// `CONFIG_PROC_CHILDREN`.
+pub(in super::super) fn check_listing() -> io::Result<()> {
+    let refused = |error: io::Error, why: &str| io::Error::new(error.kind(), format!("{why}: {error}"));
+    let own = fs::read_link("/proc/self").map_err(|error| refused(error, "look at /proc, which has to be mounted"))?;
+    if own.to_str() != Some(&std::process::id().to_string()) {
+        let text = "find itself in /proc, which is that of another PID namespace: mount one of its own there";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    }
+    let children = fs::read("/proc/thread-self/children");
+    children.map_err(|error| refused(error, "list its children, which needs CONFIG_PROC_CHILDREN"))?;
+    Ok(())
 }
 
 /// The children of this process, which has one thread.
