@@ -202,7 +202,8 @@ impl Spawner {
             if is_late {
                 self.kill_keepers();
             }
-            if now >= until || (self.keepers.is_subset(&self.released) && tree::children().len() <= self.released.len()) {
+            if now >= until || (self.keepers.is_subset(&self.released) && tree::children().len() <= self.released.len())
+            {
                 return Ok(());
             }
             let next = if is_late { until } else { kill_at };

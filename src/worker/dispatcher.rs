@@ -10,11 +10,11 @@ use std::time::Duration;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use super::Ending;
-use super::pipeline::Pipeline;
+use super::pipeline::{Pipeline, Taken};
 use crate::config::Pool;
 use crate::flow::channel::Receiver;
 use crate::supervise::{Outcome, Shutdown, TaskAccounts, TaskEnd, TaskError, TaskGroup};
-use crate::transport::{Delivery, Transport};
+use crate::transport::Transport;
 
 /// How long jobs may take to end once they are told to end now: killing, reaping and giving back. Shorter than the
 /// time after which the supervisor cuts the dispatcher off.
@@ -23,7 +23,7 @@ const ABORT_GRACE: Duration = Duration::from_secs(3);
 pub(super) struct Dispatcher<T> {
     pub(super) pool: Arc<Pool>,
     /// Held for as long as a dispatcher runs; one that is restarted takes it over.
-    pub(super) deliveries: Mutex<Receiver<Delivery>>,
+    pub(super) deliveries: Mutex<Receiver<Taken>>,
     pub(super) pipeline: Arc<Pipeline<T>>,
     pub(super) tasks: TaskAccounts,
     pub(super) ending: Ending,
@@ -44,7 +44,7 @@ impl<T: Transport> Dispatcher<T> {
                 () = &mut grace, if !stop.is_aborting() => stop.abort(),
                 Some(end) = jobs.next_end(), if !jobs.is_empty() => report(&end),
                 next = next => match next {
-                    Some((place, delivery)) => self.start(&mut jobs, place, delivery, &stop),
+                    Some((place, taken)) => self.start(&mut jobs, place, taken, &stop),
                     None => break, // every intake is gone
                 },
             }
@@ -61,12 +61,12 @@ impl<T: Transport> Dispatcher<T> {
         tokio::time::sleep(self.pool.stop_grace).await;
     }
 
-    fn start(&self, jobs: &mut TaskGroup, place: OwnedSemaphorePermit, delivery: Delivery, stop: &Shutdown) {
-        let message_id = delivery.envelope.properties.message_id.clone();
+    fn start(&self, jobs: &mut TaskGroup, place: OwnedSemaphorePermit, taken: Taken, stop: &Shutdown) {
+        let message_id = taken.delivery.envelope.properties.message_id.clone();
         let pipeline = self.pipeline.clone();
         let stop = stop.clone();
         jobs.spawn("job", message_id.unwrap_or_default(), async move {
-            pipeline.handle(delivery, &stop).await;
+            pipeline.handle(taken, &stop).await;
             drop(place);
             Ok(())
         });
@@ -75,14 +75,14 @@ impl<T: Transport> Dispatcher<T> {
     /// Gives back what waits, waits for the jobs in hand, then has them killed and given back.
     async fn finish(
         &self,
-        deliveries: &mut Receiver<Delivery>,
+        deliveries: &mut Receiver<Taken>,
         jobs: &mut TaskGroup,
         stop: &Shutdown,
         grace: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), TaskError> {
         let in_good_order = async {
-            while let Ok(delivery) = deliveries.try_recv() {
-                self.pipeline.hand_back(delivery, stop).await;
+            while let Ok(taken) = deliveries.try_recv() {
+                self.pipeline.hand_back(taken.delivery, stop).await;
             }
             while let Some(end) = jobs.next_end().await {
                 report(&end);
@@ -102,10 +102,7 @@ impl<T: Transport> Dispatcher<T> {
 ///
 /// # Cancel safety
 /// Cancel safe: receiving is the last wait.
-async fn next(
-    places: &Arc<Semaphore>,
-    deliveries: &mut Receiver<Delivery>,
-) -> Option<(OwnedSemaphorePermit, Delivery)> {
+async fn next(places: &Arc<Semaphore>, deliveries: &mut Receiver<Taken>) -> Option<(OwnedSemaphorePermit, Taken)> {
     let place = places.clone().acquire_owned().await.ok()?;
     let delivery = deliveries.recv().await?;
     Some((place, delivery))

@@ -4,22 +4,20 @@
 //! not started go back to the queue as they came; running commands go on.
 //!
 //! A job *alone* is one that was redelivered so often that it may be the reason. It takes the claim, of which there is
-//! one a worker, waits until no other command runs, in any pool, and holds all pools until it has ended. So when it
-//! kills the worker, it takes no neighbour's attempt with it.
+//! one a worker, waits until the worker has nothing else of the broker's, running or not, and holds all pools until it
+//! has ended. So when it kills the worker, it takes no neighbour's attempt with it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-
-/// Commands that may run at once in one worker, over all pools: far more than any machine has processes for.
-const TURNS: u32 = 1 << 20;
+use tokio::sync::watch;
 
 /// What holds a worker's pools. Clones are handles on the same.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Holds {
     reasons: Arc<watch::Sender<Reasons>>,
-    turns: Arc<Semaphore>,
+    /// Deliveries that the worker has, and consumers that may get more.
+    present: Arc<watch::Sender<usize>>,
 }
 
 #[derive(Default)]
@@ -44,15 +42,6 @@ impl HoldReason {
         match self {
             Self::Paused => "paused",
             Self::Alone => "a job that was lost again and again runs alone",
-        }
-    }
-}
-
-impl Default for Holds {
-    fn default() -> Self {
-        Self {
-            reasons: Arc::default(),
-            turns: Arc::new(Semaphore::new(usize::try_from(TURNS).unwrap_or(usize::MAX))),
         }
     }
 }
@@ -101,13 +90,10 @@ impl Holds {
         let _ = reasons.wait_for(|reasons| reasons.of(pool).is_none()).await;
     }
 
-    /// Waits for the right to run a command beside others.
-    ///
-    /// # Cancel safety
-    /// Cancel safe.
-    pub(super) async fn turn(&self) -> OwnedSemaphorePermit {
-        let turn = self.turns.clone().acquire_owned().await;
-        turn.expect("nobody closes this semaphore")
+    /// Counts a delivery that the worker has, or a consumer, until what is returned is dropped.
+    pub(super) fn enter(&self) -> Present {
+        self.present.send_modify(|count| *count += 1);
+        Present(self.present.clone())
     }
 
     /// Claims the worker for one job, unless another has it.
@@ -131,19 +117,29 @@ impl Reasons {
     }
 }
 
+/// A delivery that the worker has, or a consumer that may get one.
+pub(super) struct Present(Arc<watch::Sender<usize>>);
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
 /// The claim on a whole worker; dropped, all pools go on.
 pub(super) struct Claim {
     holds: Holds,
 }
 
 impl Claim {
-    /// Waits until no other command runs. None starts as long as what is returned is held.
+    /// Waits until the worker has nothing but the job that has the claim. As all pools are held, it stays so.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(super) async fn alone(&self) -> OwnedSemaphorePermit {
-        let turns = self.holds.turns.clone().acquire_many_owned(TURNS).await;
-        turns.expect("nobody closes this semaphore")
+    pub(super) async fn alone(&self) {
+        let mut present = self.holds.present.subscribe();
+        // Its sender is ours.
+        let _ = present.wait_for(|count| *count <= 1).await;
     }
 }
 
@@ -171,18 +167,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_the_claim_waits_for_those_that_run_and_holds_off_all_others() {
+    async fn who_has_the_claim_waits_until_nothing_else_is_there_and_holds_off_all_others() {
         let holds = Holds::default();
-        let running = holds.turn().await;
+        let (own, other) = (holds.enter(), holds.enter());
         let claim = holds.claim().expect("nobody else has it");
         assert!(holds.claim().is_none(), "one a worker");
         assert_eq!(holds.reason("any"), Some(HoldReason::Alone));
-        assert!(claim.alone().now_or_never().is_none(), "one still runs");
-        drop(running);
-        let alone = claim.alone().await;
-        assert!(holds.turn().now_or_never().is_none(), "none starts beside it");
-        drop((alone, claim));
-        assert!(holds.turn().now_or_never().is_some() && holds.reason("any").is_none());
-        assert!(holds.claim().is_some());
+        assert!(claim.alone().now_or_never().is_none(), "another is still there");
+        drop(other);
+        assert!(claim.alone().now_or_never().is_some());
+        drop((claim, own));
+        assert!(holds.reason("any").is_none() && holds.claim().is_some());
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::event::{Event, Observer};
 use super::ledger::Ledger;
-use super::pipeline::Pipeline;
+use super::pipeline::{Pipeline, Taken};
 use super::pulse::{Pulse, STALL};
 use super::{Ending, HoldReason, Holds};
 use crate::config::Pool;
@@ -20,7 +20,7 @@ use crate::flow::channel::Sender;
 use crate::flow::retry::{Backoff, RECONNECT_MAX};
 use crate::supervise::{Shutdown, TaskError};
 use crate::transport::topology::Topology;
-use crate::transport::{Barrier, Delivery, Subscribe, Subscription, SubscriptionEnd, Transport, TransportError};
+use crate::transport::{Barrier, Subscribe, Subscription, SubscriptionEnd, Transport, TransportError};
 
 /// The first wait after a failed or lost subscription.
 const RECONNECT_INITIAL: Duration = Duration::from_millis(200);
@@ -76,7 +76,7 @@ pub(super) struct Intake<T> {
     pub(super) transport: T,
     pub(super) queue: String,
     pub(super) topology: Arc<Topology>,
-    pub(super) deliveries: Sender<Delivery>,
+    pub(super) deliveries: Sender<Taken>,
     /// Knows how to give back what was not handed on.
     pub(super) pipeline: Arc<Pipeline<T>>,
     pub(super) pulse: Arc<Pulse>,
@@ -233,6 +233,7 @@ impl<T: Transport> Intake<T> {
 
     /// Hands deliveries on until the subscription ends or the worker drains; one by one, until one came through.
     async fn consume(&self, mut subscription: T::Subscription, mode: Mode, shutdown: &Shutdown) -> End {
+        let _present = self.holds.enter();
         let ledger = self.pipeline.ledger();
         ledger.lose_session(); // the one before, if there was one
         let mut proving = pin!(prove(ledger, subscription.barrier()));
@@ -257,9 +258,13 @@ impl<T: Transport> Intake<T> {
             let Some(delivery) = self.pipeline.recognise(delivery).await else {
                 continue;
             };
+            let taken = Taken {
+                delivery,
+                present: self.holds.enter(),
+            };
             tokio::select! {
                 biased; // handed on, it is given back as it came; dropped, it would look like one redelivered
-                sent = self.deliveries.send(delivery) => if sent.is_err() { return End::Stopped },
+                sent = self.deliveries.send(taken) => if sent.is_err() { return End::Stopped },
                 () = shutdown.draining() => break End::Stopped, // no room: it is dropped, and so given back
             }
             if mode != Mode::Full {

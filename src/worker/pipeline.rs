@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::admit::{Admission, Plan, Refusal, Ticket, admit};
 use super::event::{Event, Observer, RunAccount, StreamAccount};
-use super::hold::Claim;
+use super::hold::{Claim, Present};
 use super::ledger::{Held, Ledger, Recognised};
 use super::outbox::{Outbox, Replied};
 use super::outgoing;
@@ -92,7 +91,8 @@ impl<T: Transport> Pipeline<T> {
     ///
     /// # Cancel safety
     /// Not cancel safe, but nothing is lost: dropped half-way, it kills the command and gives the delivery back.
-    pub(super) async fn handle(&self, delivery: Delivery, stop: &Shutdown) {
+    pub(super) async fn handle(&self, taken: Taken, stop: &Shutdown) {
+        let Taken { delivery, present } = taken;
         let _unacked = Between::new(
             self,
             |pool| Event::DeliveryTaken { pool },
@@ -100,6 +100,7 @@ impl<T: Transport> Pipeline<T> {
         );
         let _in_hand = self.pulse.take();
         let held = self.ledger.hold(delivery);
+        let _present = present; // goes when the delivery is settled
         if !held.is_live() {
             return held.was_not_started(); // of a session that is gone: the broker hands it out again
         }
@@ -164,20 +165,11 @@ impl<T: Transport> Pipeline<T> {
         if ticket.attempt.redeliveries >= ALONE_FROM {
             return self.turn_alone().await;
         }
-        let turn = async {
-            let slot = self.slots.take().await;
-            let permit = self.holds.turn().await;
-            Turn {
-                _permit: permit,
-                _claim: None,
-                _slot: slot,
-            }
-        };
         tokio::select! {
             biased; // a free slot must not win over the drain
             () = self.ending.draining() => None,
             _ = self.holds.held(&self.pool.name) => None,
-            turn = turn => Some(turn),
+            slot = self.slots.take() => Some(Turn { _claim: None, _slot: slot }),
         }
     }
 
@@ -187,17 +179,16 @@ impl<T: Transport> Pipeline<T> {
             return None;
         }
         let claim = self.holds.claim()?;
-        let turn = async {
-            let permit = claim.alone().await;
-            (permit, self.slots.take().await)
+        let slot = async {
+            claim.alone().await;
+            self.slots.take().await
         };
-        let (permit, slot) = tokio::select! {
+        let slot = tokio::select! {
             biased;
             () = self.ending.draining() => return None,
-            turn = turn => turn,
+            slot = slot => slot,
         };
         Some(Turn {
-            _permit: permit,
             _claim: Some(claim),
             _slot: slot,
         })
@@ -393,12 +384,17 @@ impl<T: Transport> Pipeline<T> {
     }
 }
 
+/// A delivery on its way to its task.
+pub(super) struct Taken {
+    pub(super) delivery: Delivery,
+    pub(super) present: Present,
+}
+
 /// Redeliveries from which a job runs alone: its third attempt, if the first two ended with their workers.
 const ALONE_FROM: u32 = 2;
 
-/// The right to run one command; others may go on when it is dropped, in this order.
+/// The right to run one command; others may go on when it is dropped.
 struct Turn {
-    _permit: OwnedSemaphorePermit,
     _claim: Option<Claim>,
     _slot: Slot,
 }
