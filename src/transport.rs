@@ -7,7 +7,8 @@
 //! - a subscription never has more than `prefetch` deliveries unsettled;
 //! - a [`Delivery`] that is dropped unsettled goes back to its queue, and comes again with `redelivered` set;
 //! - [`Transport::publish`] returns `Ok` only for a message that the broker has taken responsibility for;
-//! - the end of a subscription means "subscribe again", never "shut down".
+//! - the end of a subscription means "subscribe again", never "shut down";
+//! - each subscription to a stream gets all that is in it from where it asked to begin, in order, whoever else reads it.
 //!
 //! What to declare is data ([`topology`]). What a message means is not known here.
 
@@ -20,8 +21,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::message::Envelope;
+use crate::message::{Envelope, HeaderValue};
 use topology::{Declare, Topology};
+
+/// The header in which a broker says where in its stream a message is.
+const STREAM_OFFSET: &str = "x-stream-offset";
 
 /// A boxed future, for the few places where a trait object has to return one.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -55,7 +59,19 @@ pub trait Transport: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// When the broker cannot be reached or refuses.
-    fn inbox(&self) -> impl Future<Output = Result<(String, Self::Subscription), TransportError>> + Send;
+    fn inbox(&self) -> impl Future<Output = Result<(String, Self::Subscription), TransportError>> + Send {
+        self.listen(&[])
+    }
+
+    /// Opens a private queue as [`Transport::inbox`] does, which also gets what is published to these topics from then
+    /// on.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached or refuses, and when there is no such exchange.
+    fn listen(
+        &self,
+        topics: &[Topic],
+    ) -> impl Future<Output = Result<(String, Self::Subscription), TransportError>> + Send;
 
     /// Publishes one message, persistent, and waits until the broker has confirmed it.
     ///
@@ -71,6 +87,9 @@ pub trait Transport: Clone + Send + Sync + 'static {
     fn version(&self) -> impl Future<Output = Option<Version>> + Send;
 
     /// How many messages wait in a queue and how many consumers it has; `None` when there is no such queue.
+    ///
+    /// Of a stream: how many messages are in it, of which the broker may not have counted those of the last seconds;
+    /// and nothing of its consumers.
     ///
     /// # Errors
     /// When the broker cannot be reached or refuses to tell.
@@ -155,10 +174,32 @@ pub struct Subscribe {
     pub prefetch: u16,
     /// How long a delivery may stay unsettled, where the broker lets a consumer say so (RabbitMQ 4.3 on).
     pub consumer_timeout: Option<Duration>,
+    /// Where to begin in a stream, which has to be said there; `None` for other queues.
+    pub from: Option<StreamOffset>,
     /// What has to be there first.
     pub topology: Arc<Topology>,
     /// Whether to declare it or only to check it.
     pub declare: Declare,
+}
+
+/// A place in a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamOffset {
+    /// Its oldest message.
+    First,
+    /// What is published from now on.
+    Next,
+    /// This message, or the oldest one if it is gone. [`Delivery::offset`] tells of each where it is.
+    At(u64),
+}
+
+/// Messages of an exchange, by their routing keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topic {
+    /// The exchange.
+    pub exchange: String,
+    /// The key, or the pattern of keys if it is a topic exchange.
+    pub routing_key: String,
 }
 
 /// A message on its way out.
@@ -224,6 +265,15 @@ impl Delivery {
             routing_key,
             redelivered,
             settler,
+        }
+    }
+
+    /// Where it is in its stream; `None` if it comes from another queue.
+    #[must_use]
+    pub fn offset(&self) -> Option<u64> {
+        match self.envelope.properties.headers.get(STREAM_OFFSET) {
+            Some(HeaderValue::Int(offset)) => u64::try_from(*offset).ok(),
+            _ => None,
         }
     }
 

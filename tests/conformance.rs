@@ -19,6 +19,8 @@ mod deliveries;
 mod publishing;
 #[path = "conformance/sessions.rs"]
 mod sessions;
+#[path = "conformance/streams.rs"]
+mod streams;
 #[path = "conformance/topology.rs"]
 mod topology;
 
@@ -93,10 +95,16 @@ on_both! {
         returns_are_told_of_the_right_messages_under_concurrency
         a_refused_message_is_accepted_once_there_is_room
         an_inbox_takes_replies_and_goes_with_its_subscription
+        an_inbox_hears_of_the_topics_it_was_opened_for
         a_queue_s_depth_counts_what_waits;
     sessions:
         a_lost_session_ends_the_subscription_and_the_next_one_works
         a_lost_session_does_not_stop_publishing;
+    streams:
+        every_reader_of_a_stream_gets_all_of_it_from_where_it_begins
+        settling_takes_nothing_from_a_stream
+        a_stream_goes_on_after_a_lost_session
+        a_stream_s_depth_is_what_is_in_it;
     topology:
         a_passive_declare_names_what_is_missing
         a_passive_declare_takes_what_is_there

@@ -21,7 +21,9 @@ use std::time::Duration;
 use lapin::types::ShortString;
 
 use super::topology::{Declare, Topology};
-use super::{BrokerObserver, Publication, PublishError, QueueDepth, Subscribe, Transport, TransportError, Version};
+use super::{
+    BrokerObserver, Publication, PublishError, QueueDepth, Subscribe, Topic, Transport, TransportError, Version,
+};
 pub use address::Addresses;
 use consume::AmqpSubscription;
 use publish::Publisher;
@@ -108,8 +110,8 @@ impl Transport for Amqp {
         AmqpSubscription::open(&self.shared.connector, request, self.shared.observer.clone()).await
     }
 
-    async fn inbox(&self) -> Result<(String, AmqpSubscription), TransportError> {
-        AmqpSubscription::open_inbox(&self.shared.connector, self.shared.observer.clone()).await
+    async fn listen(&self, topics: &[Topic]) -> Result<(String, AmqpSubscription), TransportError> {
+        AmqpSubscription::open_private(&self.shared.connector, topics, self.shared.observer.clone()).await
     }
 
     async fn publish(&self, publication: &Publication) -> Result<(), PublishError> {

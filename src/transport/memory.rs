@@ -1,7 +1,7 @@
 //! The in-process broker: what `synthex run` embeds, and what tests use where RabbitMQ adds nothing.
 //!
 //! It acts on the same [`Topology`] that is declared on RabbitMQ: direct, fanout and topic exchanges with alternates,
-//! the default exchange, queues in order with prefetch, time to live, length and delivery limits, dead letters with
+//! the default exchange, streams, queues in order with prefetch, time to live, length and delivery limits, dead letters with
 //! `x-death` headers. Where RabbitMQ's quorum queues have a habit, it has the same: a message that comes back takes
 //! its old place, and `x-delivery-count` says how often it did. The conformance suite holds the two together.
 //!
@@ -32,7 +32,7 @@ use tokio::time::{Instant, timeout_at};
 use super::topology::{Declare, Topology};
 use super::{
     Barrier, BoxFuture, Delivery, Publication, PublishError, QueueDepth, SettleError, Settlement, Settler, Subscribe,
-    Subscription, Transport, TransportError, Version,
+    Subscription, Topic, Transport, TransportError, Version,
 };
 use consumer::{ConsumerId, Tag};
 use state::{Next, State, Taken};
@@ -87,7 +87,7 @@ impl Transport for Memory {
         let changed = Arc::new(Notify::new());
         let consumer = self.at_now(|state, now| {
             state.declare(&request.topology, request.declare, now)?;
-            state.consume(&request.queue, request.prefetch, changed.clone())
+            state.consume(&request.queue, request.prefetch, request.from, changed.clone())
         })?;
         Ok(MemorySubscription {
             broker: self.clone(),
@@ -96,11 +96,14 @@ impl Transport for Memory {
         })
     }
 
-    async fn inbox(&self) -> Result<(String, MemorySubscription), TransportError> {
+    async fn listen(&self, topics: &[Topic]) -> Result<(String, MemorySubscription), TransportError> {
         let changed = Arc::new(Notify::new());
-        let (name, consumer) = self.at_now(|state, _| {
+        let (name, consumer) = self.at_now(|state, now| {
             let name = state.inbox();
-            let consumer = state.consume(&name, INBOX_PREFETCH, changed.clone())?;
+            let consumer = state.consume(&name, INBOX_PREFETCH, None, changed.clone())?;
+            let bound = state.bind_all(&name, topics);
+            // An inbox goes with its consumer.
+            bound.inspect_err(|_| state.remove(consumer, now))?;
             Ok::<_, TransportError>((name, consumer))
         })?;
         let subscription = MemorySubscription {
@@ -141,7 +144,7 @@ impl MemorySubscription {
             tag: taken.tag,
             settled: false,
         };
-        let envelope = taken.letter.envelope(taken.returns);
+        let envelope = taken.letter.envelope(taken.returns, taken.offset);
         let routing_key = taken.letter.routing_key.clone();
         Delivery::new(envelope, routing_key, taken.returns > 0, Box::new(receipt))
     }
@@ -283,6 +286,7 @@ mod tests {
             queue: queue.to_owned(),
             prefetch,
             consumer_timeout: None,
+            from: None,
             topology: Arc::default(),
             declare: Declare::Active,
         };

@@ -12,6 +12,13 @@ const DELIVERY_LIMIT_BACKSTOP: i64 = 1000;
 /// Deliveries of a dead letter before the broker drops it: never, in effect, since looking must not destroy. The value
 /// -1 says so to RabbitMQ 4, but on 3.10 it drops a message at its first return.
 const DEAD_LETTER_DELIVERY_LIMIT: i64 = 1_000_000_000;
+/// How long orders are kept.
+pub const ORDERS_KEPT: Duration = Duration::from_secs(7 * DAY);
+/// Most bytes of orders that are kept: some hundreds of thousands.
+const ORDERS_MAX_BYTES: i64 = 100_000_000;
+/// A stream forgets whole segments only, and never the one it writes to: small ones, or it would keep orders for years.
+const ORDERS_SEGMENT_BYTES: i64 = 1_000_000;
+const DAY: u64 = 24 * 3600;
 /// How long a job may stay unsettled, for brokers that let a queue say so.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -70,11 +77,26 @@ impl ExchangeKind {
     }
 }
 
-/// A quorum queue, durable.
+/// What becomes of a message that was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum QueueKind {
+    /// It goes to one consumer, and is gone when that has settled it.
+    #[default]
+    Quorum,
+    /// It stays: a log, of which each consumer reads all from where it wants to begin. To settle only asks for more.
+    Stream {
+        /// How long a message stays, at least.
+        max_age: Duration,
+    },
+}
+
+/// A queue, durable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Queue {
     /// Its name.
     pub name: String,
+    /// What becomes of a message that was read. All that follows is of quorum queues only.
+    pub kind: QueueKind,
     /// Where rejected, expired and too often delivered messages go, at least once.
     pub dead_letter: Option<DeadLetter>,
     /// How long a message stays before it is dead-lettered.
@@ -128,12 +150,22 @@ impl Topology {
             topology.exchange(topic, ExchangeKind::Topic, None);
         }
         topology.dead_letters(names);
+        topology.orders(names);
         for tier in &TIERS {
             topology.delay(names, tier);
         }
         for pool in pools.into_iter().collect::<BTreeSet<_>>() {
             topology.pool(names, pool);
         }
+        topology
+    }
+
+    /// What orders and requests to workers need.
+    #[must_use]
+    pub fn control(names: &Names) -> Self {
+        let mut topology = Self::default();
+        topology.exchange(names.control(), ExchangeKind::Topic, None);
+        topology.orders(names);
         topology
     }
 
@@ -157,6 +189,15 @@ impl Topology {
         });
         self.bind(names.dead(), names.dead(), "");
         self.bind(names.unroutable(), names.dead(), "");
+    }
+
+    fn orders(&mut self, names: &Names) {
+        self.queues.push(Queue {
+            name: names.orders(),
+            kind: QueueKind::Stream { max_age: ORDERS_KEPT },
+            ..Queue::default()
+        });
+        self.bind(names.control(), names.orders(), "order.#");
     }
 
     fn delay(&mut self, names: &Names, tier: &Tier) {
@@ -193,6 +234,13 @@ impl Queue {
     /// The arguments it is declared with.
     #[must_use]
     pub fn arguments(&self) -> Vec<(&'static str, Argument)> {
+        match self.kind {
+            QueueKind::Quorum => self.quorum_arguments(),
+            QueueKind::Stream { max_age } => stream_arguments(max_age),
+        }
+    }
+
+    fn quorum_arguments(&self) -> Vec<(&'static str, Argument)> {
         let mut arguments = vec![("x-queue-type", Argument::Text("quorum".into()))];
         if let Some(dead_letter) = &self.dead_letter {
             arguments.push(("x-dead-letter-exchange", Argument::Text(dead_letter.exchange.clone())));
@@ -216,6 +264,18 @@ impl Queue {
         }
         arguments
     }
+}
+
+fn stream_arguments(max_age: Duration) -> Vec<(&'static str, Argument)> {
+    vec![
+        ("x-queue-type", Argument::Text("stream".into())),
+        ("x-max-age", Argument::Text(format!("{}s", max_age.as_secs()))),
+        ("x-max-length-bytes", Argument::Integer(ORDERS_MAX_BYTES)),
+        (
+            "x-stream-max-segment-size-bytes",
+            Argument::Integer(ORDERS_SEGMENT_BYTES),
+        ),
+    ]
 }
 
 fn millis(duration: Duration) -> i64 {
@@ -273,10 +333,16 @@ impl Names {
         format!("{}.events", self.namespace)
     }
 
-    /// Requests to workers.
+    /// Orders and requests to workers: keys `order.<order>`, `request.all` and `request.worker.<id>`.
     #[must_use]
     pub fn control(&self) -> String {
         format!("{}.control", self.namespace)
+    }
+
+    /// The log of orders.
+    #[must_use]
+    pub fn orders(&self) -> String {
+        format!("{}.control.log", self.namespace)
     }
 
     /// The exchange and the queue of a delay tier.
@@ -360,6 +426,25 @@ mod tests {
             assert!(has("x-overflow", "reject-publish"), "{queue:?}");
             assert!(arguments.iter().all(|(name, _)| *name != "x-dead-letter-routing-key"));
         }
+    }
+
+    #[test]
+    fn orders_are_kept_for_seven_days_in_segments_that_are_soon_full() {
+        let topology = Topology::new(&Names::new("n"), []);
+        let log = topology.queues.iter().find(|queue| queue.name == "n.control.log");
+        let arguments = log.expect("it is declared").arguments();
+        assert!(arguments.contains(&("x-queue-type", Argument::Text("stream".into()))));
+        assert!(arguments.contains(&("x-max-age", Argument::Text("604800s".into()))));
+        assert!(
+            arguments
+                .iter()
+                .any(|(name, _)| *name == "x-stream-max-segment-size-bytes")
+        );
+        assert!(
+            arguments
+                .iter()
+                .all(|(name, _)| !name.contains("dead") && *name != "x-delivery-limit")
+        );
     }
 
     #[test]

@@ -226,6 +226,7 @@ impl<T: Transport> Intake<T> {
             queue: self.queue.clone(),
             prefetch,
             consumer_timeout: Some(self.pool.max_timeout + self.pool.kill_grace + SETTLE_MARGIN),
+            from: None,
             topology,
             declare: self.pool.declare,
         }

@@ -88,6 +88,7 @@ pub fn request(queue: &str, prefetch: u16) -> Subscribe {
         queue: queue.to_owned(),
         prefetch,
         consumer_timeout: None,
+        from: None,
         topology: Arc::default(),
         declare: Declare::Active,
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use synthex::transport::topology::{ExchangeKind, Queue, Topology};
-use synthex::transport::{Publication, PublishError, Routing, Transport};
+use synthex::transport::{Publication, PublishError, Routing, Topic, Transport};
 use tokio::task::JoinSet;
 
 use crate::bench::{Bench, ack, binding, eventually, exchange, nothing_comes, queue, queues, soon, take, text, to};
@@ -166,6 +166,40 @@ pub async fn an_inbox_takes_replies_and_goes_with_its_subscription<T: Transport>
     })
     .await;
     bench.send(&second, "still here").await;
+}
+
+pub async fn an_inbox_hears_of_the_topics_it_was_opened_for<T: Transport>(bench: Bench<T>) {
+    let topology = Topology {
+        exchanges: vec![exchange("topics", ExchangeKind::Topic)],
+        ..Topology::default()
+    };
+    bench.declare(&topology).await;
+    let topic = |exchange: &str, key: &str| Topic {
+        exchange: exchange.to_owned(),
+        routing_key: key.to_owned(),
+    };
+    let topics = [topic("topics", "to.all"), topic("topics", "to.me.#")];
+    let (name, mut inbox) = soon("an inbox", bench.broker.listen(&topics)).await.expect("an inbox");
+    for key in ["to.all", "to.you", "to.me.too"] {
+        let mut message = to("topics", key, key);
+        message.routing = Routing::Optional;
+        bench.publish(&message).await.expect("nobody need get it");
+    }
+    bench.send(&name, "a reply").await;
+    for expected in ["to.all", "to.me.too", "a reply"] {
+        let delivery = take(&mut inbox).await;
+        assert_eq!(text(&delivery), expected);
+        ack(delivery).await;
+    }
+    drop(inbox);
+    eventually("the inbox's end", async || {
+        let late = bench.publish(&to("topics", "to.all", "late")).await;
+        matches!(late, Err(PublishError::Unroutable { .. }))
+    })
+    .await;
+    let nowhere = bench.broker.listen(&[topic("nowhere", "key")]).await.map(drop);
+    let error = nowhere.expect_err("there is no such exchange").to_string();
+    assert!(error.contains("nowhere"), "{error}");
 }
 
 pub async fn a_queue_s_depth_counts_what_waits<T: Transport>(bench: Bench<T>) {

@@ -290,6 +290,7 @@ impl<T: Transport> Rig<T> {
             queue: queue.into(),
             prefetch,
             consumer_timeout: None,
+            from: None,
             topology: Arc::default(),
             declare: Declare::Active,
         };

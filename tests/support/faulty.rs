@@ -15,7 +15,7 @@ use synthex::message::{Attempt, Envelope};
 use synthex::transport::topology::{Declare, Topology};
 use synthex::transport::{
     Barrier, BoxFuture, Delivery, Publication, PublishError, QueueDepth, SettleError, Settlement, Settler, Subscribe,
-    Subscription, Transport, TransportError, Version,
+    Subscription, Topic, Transport, TransportError, Version,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -199,8 +199,8 @@ impl<T: Transport> Transport for Faulty<T> {
         Ok(FaultySubscription::new(inner, fault, self.script.clone()))
     }
 
-    async fn inbox(&self) -> Result<(String, Self::Subscription), TransportError> {
-        let (name, inner) = self.inner.inbox().await?;
+    async fn listen(&self, topics: &[Topic]) -> Result<(String, Self::Subscription), TransportError> {
+        let (name, inner) = self.inner.listen(topics).await?;
         Ok((name, FaultySubscription::new(inner, None, self.script.clone())))
     }
 

@@ -76,6 +76,7 @@ impl Rabbit {
             queue: results,
             prefetch: PREFETCH,
             consumer_timeout: None,
+            from: None,
             topology: Arc::new(topology),
             declare: Declare::Active,
         };

@@ -52,6 +52,7 @@ impl<'a, T: Transport> Pass<'a, T> {
             queue: queue.clone(),
             prefetch: PAGE,
             consumer_timeout: None,
+            from: None,
             topology: Arc::default(),
             declare: Declare::Passive,
         };
@@ -223,6 +224,7 @@ mod tests {
             queue: "n.dead".to_owned(),
             prefetch: 100,
             consumer_timeout: None,
+            from: None,
             topology: Arc::default(),
             declare: Declare::Passive,
         };

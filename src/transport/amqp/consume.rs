@@ -17,8 +17,8 @@ use lapin::{Acker, Channel, Consumer};
 use super::session::{Connector, Session};
 use super::{operation_error, short, topology, wire, words};
 use crate::transport::{
-    Barrier, BoxFuture, BrokerEvent, BrokerObserver, Delivery, SettleError, Settlement, Settler, Subscribe,
-    Subscription, SubscriptionEnd, TransportError,
+    Barrier, BoxFuture, BrokerEvent, BrokerObserver, Delivery, STREAM_OFFSET, SettleError, Settlement, Settler,
+    StreamOffset, Subscribe, Subscription, SubscriptionEnd, Topic, TransportError,
 };
 
 /// Replies that may wait in an inbox unsettled.
@@ -48,6 +48,8 @@ enum State {
 struct Source {
     queue: String,
     prefetch: u16,
+    /// In a stream.
+    from: Option<StreamOffset>,
     arguments: FieldTable,
 }
 
@@ -56,7 +58,16 @@ struct Live {
     channel: Channel,
     /// The broker has taken back what it had handed out.
     taken_away: AtomicBool,
+    /// It reads a stream.
+    of_stream: bool,
     _session: Session,
+}
+
+impl Live {
+    /// What can be done with a delivery: a stream closes the channel over anything but an ack, and loses nothing by that.
+    fn possible(&self, how: Settlement) -> Settlement {
+        if self.of_stream { Settlement::Ack } else { how }
+    }
 }
 
 impl AmqpSubscription {
@@ -74,17 +85,22 @@ impl AmqpSubscription {
             let millis = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
             arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(millis));
         }
+        if let Some(from) = request.from {
+            arguments.insert(STREAM_OFFSET.into(), offset(from));
+        }
         let source = Source {
             queue: request.queue.clone(),
             prefetch: request.prefetch,
+            from: request.from,
             arguments,
         };
         Self::live(session, channel, source, observer).await
     }
 
     /// Opens a queue that only this connection sees and that goes with it.
-    pub(super) async fn open_inbox(
+    pub(super) async fn open_private(
         connector: &Connector,
+        topics: &[Topic],
         observer: BrokerObserver,
     ) -> Result<(String, Self), TransportError> {
         let session = connector.connect("inbox").await?;
@@ -99,9 +115,13 @@ impl AmqpSubscription {
             .await
             .map_err(|error| operation_error("declare a private reply queue", &error))?;
         let name = queue.name().to_string();
+        for topic in topics {
+            topology::bind(&channel, &name, &topic.exchange, &topic.routing_key).await?;
+        }
         let source = Source {
             queue: name.clone(),
             prefetch: INBOX_PREFETCH,
+            from: None,
             arguments: FieldTable::default(),
         };
         Ok((name, Self::live(session, channel, source, observer).await?))
@@ -120,6 +140,7 @@ impl AmqpSubscription {
             .await
             .map_err(|error| operation_error("set the prefetch", &error))?;
         let consumer = source.consume(&channel).await?;
+        let of_stream = source.from.is_some();
         observer(BrokerEvent::Connected {
             host: session.host().to_owned(),
         });
@@ -130,6 +151,7 @@ impl AmqpSubscription {
             live: Arc::new(Live {
                 channel,
                 taken_away: AtomicBool::new(false),
+                of_stream,
                 _session: session,
             }),
             state: State::Consuming,
@@ -264,12 +286,21 @@ impl Drop for AmqpSubscription {
                 .now_or_never();
         }
         for delivery in self.overdue.drain(..) {
-            let _ = send(&delivery.acker, Settlement::GiveBack).now_or_never();
+            let _ = send(&delivery.acker, self.live.possible(Settlement::GiveBack)).now_or_never();
         }
         while let Some(Some(Ok(delivery))) = self.consumer.next().now_or_never() {
-            let _ = send(&delivery.acker, Settlement::GiveBack).now_or_never();
+            let _ = send(&delivery.acker, self.live.possible(Settlement::GiveBack)).now_or_never();
         }
         self.lose("closed by us");
+    }
+}
+
+/// A stream's offset, as a consumer asks for it.
+fn offset(from: StreamOffset) -> AMQPValue {
+    match from {
+        StreamOffset::First => AMQPValue::LongString("first".into()),
+        StreamOffset::Next => AMQPValue::LongString("next".into()),
+        StreamOffset::At(offset) => AMQPValue::LongLongInt(i64::try_from(offset).unwrap_or(i64::MAX)),
     }
 }
 
@@ -304,7 +335,7 @@ impl Settler for AmqpSettler {
             if !self.is_live() {
                 return Err(SettleError);
             }
-            match send(&self.acker, how).await {
+            match send(&self.acker, self.live.possible(how)).await {
                 Ok(true) => Ok(()),
                 // `Ok(false)`: nothing was sent, because the channel is gone.
                 Ok(false) | Err(_) => Err(SettleError),
@@ -321,7 +352,7 @@ impl Drop for AmqpSettler {
     fn drop(&mut self) {
         if !self.settled && self.is_live() {
             // The first poll hands the frame to the connection's writer; nobody has to wait for the rest.
-            let _ = send(&self.acker, Settlement::GiveBack).now_or_never();
+            let _ = send(&self.acker, self.live.possible(Settlement::GiveBack)).now_or_never();
         }
     }
 }

@@ -25,21 +25,25 @@ pub(super) async fn declare(session: &Session, topology: &Topology, how: Declare
     }
     if how == Declare::Active {
         for binding in &topology.bindings {
-            let (queue, exchange, key) = (&binding.queue, &binding.exchange, &binding.routing_key);
-            declarer
-                .channel
-                .queue_bind(
-                    short(queue)?,
-                    short(exchange)?,
-                    short(key)?,
-                    QueueBindOptions::default(),
-                    FieldTable::default(),
-                )
-                .await
-                .map_err(|error| operation_error(&format!("bind queue {queue:?} to {exchange:?}"), &error))?;
+            bind(
+                &declarer.channel,
+                &binding.queue,
+                &binding.exchange,
+                &binding.routing_key,
+            )
+            .await?;
         }
     }
     Ok(())
+}
+
+/// Binds a queue; again is the same as once.
+pub(super) async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), TransportError> {
+    let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+    channel
+        .queue_bind(short(queue)?, short(exchange)?, short(key)?, options, arguments)
+        .await
+        .map_err(|error| operation_error(&format!("bind queue {queue:?} to {exchange:?}"), &error))
 }
 
 /// Asks for a queue's size; `None` when there is no such queue.

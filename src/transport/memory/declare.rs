@@ -4,8 +4,8 @@ use tokio::time::Instant;
 
 use super::queue::Lifetime;
 use super::state::{State, refused};
-use crate::transport::TransportError;
 use crate::transport::topology::{Binding, Declare, Queue, Topology};
+use crate::transport::{Topic, TransportError};
 
 impl State {
     pub(super) fn declare(&mut self, topology: &Topology, how: Declare, now: Instant) -> Result<(), TransportError> {
@@ -45,6 +45,17 @@ impl State {
         Ok(())
     }
 
+    /// Binds an inbox to all it is to hear of.
+    pub(super) fn bind_all(&mut self, queue: &str, topics: &[Topic]) -> Result<(), TransportError> {
+        topics.iter().try_for_each(|topic| {
+            self.bind(&Binding {
+                exchange: topic.exchange.clone(),
+                queue: queue.to_owned(),
+                routing_key: topic.routing_key.clone(),
+            })
+        })
+    }
+
     /// Bindings are not looked at: over AMQP nobody can.
     fn check(&self, topology: &Topology) -> Result<(), TransportError> {
         let mut exchanges = topology.exchanges.iter().map(|exchange| &exchange.name);
@@ -70,7 +81,7 @@ impl State {
             return conflict.map_or(Ok(()), Err);
         }
         let id = self.add_queue(queue.clone(), Lifetime::Durable);
-        if queue.ttl.is_some() {
+        if self.queues[&id].stay().is_some() {
             self.timed.push(id);
         }
         Ok(())

@@ -47,6 +47,13 @@ impl Exchanges {
         found.map(|bound| bound.bindings.insert(key, queue)).is_some()
     }
 
+    /// Takes away every binding of a queue that is gone.
+    pub(super) fn forget(&mut self, queue: QueueId) {
+        for bound in self.by_name.values_mut() {
+            bound.bindings.remove(queue);
+        }
+    }
+
     /// The queues a message goes to, each once, over alternate exchanges when its own knows none; `None` when there
     /// is no such exchange.
     pub(super) fn route(&self, exchange: &str, key: &str) -> Option<Vec<QueueId>> {
@@ -92,6 +99,16 @@ impl Bindings {
             Self::Direct(by_key) => insert(by_key.entry(key.to_owned()).or_default(), queue),
             Self::Fanout(queues) => insert(queues, queue),
             Self::Topic(patterns) => insert(patterns, (key.to_owned(), queue)),
+        }
+    }
+
+    fn remove(&mut self, queue: QueueId) {
+        match self {
+            Self::Direct(by_key) => by_key
+                .values_mut()
+                .for_each(|queues| queues.retain(|bound| *bound != queue)),
+            Self::Fanout(queues) => queues.retain(|bound| *bound != queue),
+            Self::Topic(patterns) => patterns.retain(|(_, bound)| *bound != queue),
         }
     }
 

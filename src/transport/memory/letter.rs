@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use crate::message::{Envelope, HeaderValue};
-use crate::transport::Publication;
+use crate::transport::{Publication, STREAM_OFFSET};
 
 /// What was published, shared by the queues it went to.
 pub(super) struct Letter {
@@ -22,6 +22,7 @@ pub(super) struct Letter {
 }
 
 /// A letter in one queue.
+#[derive(Clone)]
 pub(super) struct Message {
     pub(super) letter: Arc<Letter>,
     /// Its place in the queue, which it keeps when it comes back.
@@ -74,9 +75,13 @@ impl From<&Publication> for Letter {
 }
 
 impl Letter {
-    /// What a consumer gets: the message, and how often it came back before.
-    pub(super) fn envelope(&self, returns: u32) -> Envelope {
+    /// What a consumer gets: the message, how often it came back before, and where it is if it is in a stream.
+    pub(super) fn envelope(&self, returns: u32, offset: Option<u64>) -> Envelope {
         let mut envelope = self.envelope.clone();
+        if let Some(offset) = offset.and_then(|offset| i64::try_from(offset).ok()) {
+            let headers = &mut envelope.properties.headers;
+            headers.insert(STREAM_OFFSET.into(), HeaderValue::Int(offset));
+        }
         if returns > 0 {
             let count = HeaderValue::Int(i64::from(returns));
             envelope.properties.headers.insert("x-delivery-count".into(), count);

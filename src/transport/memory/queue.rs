@@ -1,13 +1,17 @@
 //! One queue: what waits in it, in order, and whose turn it is to get the next message.
+//!
+//! A stream is a queue whose messages stay: each of its readers has a place of its own, the position of its next message.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::consumer::ConsumerId;
 use super::letter::{Letter, Message};
-use crate::transport::topology::{Argument, Queue};
+use crate::transport::StreamOffset;
+use crate::transport::topology::{Argument, Queue, QueueKind};
 
 /// A queue, for as long as the broker lives; a name may come to mean another queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,6 +32,8 @@ pub(super) struct QueueState {
     pub(super) consumers: u32,
     /// By position, so that what comes back finds its place. All wait equally long: the first expires first.
     ready: BTreeMap<u64, Message>,
+    /// Of a stream: the position of each reader's next message.
+    places: HashMap<ConsumerId, u64>,
     next_position: u64,
     /// Consumers that may get a message, each once.
     turns: VecDeque<ConsumerId>,
@@ -40,6 +46,7 @@ impl QueueState {
             lifetime,
             consumers: 0,
             ready: BTreeMap::new(),
+            places: HashMap::new(),
             next_position: 0,
             turns: VecDeque::new(),
         }
@@ -68,6 +75,32 @@ impl QueueState {
             .map(|(name, is, asked)| format!("it is there with {name} {is}, not {asked}"))
     }
 
+    /// How long a message stays; `None` is for ever.
+    pub(super) fn stay(&self) -> Option<Duration> {
+        match self.declared.kind {
+            QueueKind::Quorum => self.declared.ttl,
+            QueueKind::Stream { max_age } => Some(max_age),
+        }
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self.declared.kind, QueueKind::Stream { .. })
+    }
+
+    /// Takes a reader in. A stream is read from the place it asks for.
+    pub(super) fn admit(&mut self, consumer: ConsumerId, from: StreamOffset) {
+        self.consumers += 1;
+        self.join_turns(consumer);
+        if self.is_stream() {
+            let place = match from {
+                StreamOffset::First => 0,
+                StreamOffset::Next => self.next_position,
+                StreamOffset::At(offset) => offset,
+            };
+            self.places.insert(consumer, place);
+        }
+    }
+
     /// Puts a letter at the end.
     pub(super) fn push(&mut self, letter: Arc<Letter>, now: Instant) {
         let position = self.next_position;
@@ -76,7 +109,7 @@ impl QueueState {
             letter,
             position,
             returns: 0,
-            expires: self.declared.ttl.and_then(|ttl| now.checked_add(ttl)),
+            expires: self.stay().and_then(|stay| now.checked_add(stay)),
         };
         self.ready.insert(position, message);
     }
@@ -86,8 +119,18 @@ impl QueueState {
         self.ready.insert(message.position, message);
     }
 
-    pub(super) fn pop(&mut self) -> Option<Message> {
+    fn pop(&mut self) -> Option<Message> {
         self.ready.pop_first().map(|(_, message)| message)
+    }
+
+    /// The next message for a consumer whose turn it is.
+    pub(super) fn take(&mut self, consumer: ConsumerId) -> Option<Message> {
+        let Some(place) = self.places.get_mut(&consumer) else {
+            return self.pop();
+        };
+        let (position, message) = self.ready.range(*place..).next()?;
+        *place = position + 1;
+        Some(message.clone())
     }
 
     pub(super) fn pop_expired(&mut self, now: Instant) -> Option<Message> {
@@ -124,11 +167,26 @@ impl QueueState {
         self.turns.retain(|waiting| *waiting != consumer);
     }
 
+    /// Lets a consumer go.
+    pub(super) fn dismiss(&mut self, consumer: ConsumerId) {
+        self.consumers -= 1;
+        self.leave_turns(consumer);
+        self.places.remove(&consumer);
+    }
+
+    /// Puts a consumer in the place of another, which has no turn any more.
+    pub(super) fn replace(&mut self, old: ConsumerId, new: ConsumerId) {
+        self.leave_turns(old);
+        if let Some(place) = self.places.remove(&old) {
+            self.places.insert(new, place);
+        }
+    }
+
     /// The next consumer, if there is something for it. It has to join again for its next message.
     pub(super) fn next_turn(&mut self) -> Option<ConsumerId> {
-        if self.ready.is_empty() {
-            return None;
-        }
-        self.turns.pop_front()
+        let last = *self.ready.last_key_value()?.0;
+        let wants = |consumer: &ConsumerId| self.places.get(consumer).is_none_or(|place| *place <= last);
+        let turn = self.turns.iter().position(wants)?;
+        self.turns.remove(turn)
     }
 }

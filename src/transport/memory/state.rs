@@ -16,7 +16,9 @@ use super::exchange::Exchanges;
 use super::letter::{Letter, Message, Reason};
 use super::queue::{Lifetime, QueueId, QueueState};
 use crate::transport::topology::{DeadLetter, Queue};
-use crate::transport::{Publication, PublishError, QueueDepth, Routing, SettleError, Settlement, TransportError};
+use crate::transport::{
+    Publication, PublishError, QueueDepth, Routing, SettleError, Settlement, StreamOffset, TransportError,
+};
 
 #[derive(Default)]
 pub(super) struct State {
@@ -56,6 +58,8 @@ pub(super) struct Taken {
     pub(super) letter: Arc<Letter>,
     /// How often it came back.
     pub(super) returns: u32,
+    /// Where it is, if it is in a stream.
+    pub(super) offset: Option<u64>,
 }
 
 impl State {
@@ -81,6 +85,7 @@ impl State {
         &mut self,
         queue: &str,
         prefetch: u16,
+        from: Option<StreamOffset>,
         changed: Arc<Notify>,
     ) -> Result<ConsumerId, TransportError> {
         let Some(&queue_id) = self.names.get(queue) else {
@@ -90,8 +95,7 @@ impl State {
         let consumer = Consumer::new(queue_id, prefetch, changed);
         self.consumers.insert(id, consumer);
         if let Some(queue) = self.queues.get_mut(&queue_id) {
-            queue.consumers += 1;
-            queue.join_turns(id);
+            queue.admit(id, from.unwrap_or(StreamOffset::Next));
         }
         self.dispatch(queue_id);
         Ok(id)
@@ -148,11 +152,13 @@ impl State {
             }
             return Next::Ended;
         };
-        let message = &self.unsettled[&tag].message;
+        let Unsettled { message, queue, .. } = &self.unsettled[&tag];
+        let is_stream = self.queues.get(queue).is_some_and(QueueState::is_stream);
         Next::Delivery(Taken {
             tag,
             letter: message.letter.clone(),
             returns: message.returns,
+            offset: is_stream.then_some(message.position),
         })
     }
 
@@ -196,9 +202,9 @@ impl State {
             ));
         }
         let successor = old.successor();
-        queue.leave_turns(id);
         self.last_id += 1;
         let next = ConsumerId(self.last_id);
+        queue.replace(id, next);
         if successor.has_credit() {
             queue.join_turns(next);
         }
@@ -222,12 +228,12 @@ impl State {
         }
         let queue_id = consumer.queue;
         if let Some(queue) = self.queues.get_mut(&queue_id) {
-            queue.consumers -= 1;
-            queue.leave_turns(id);
+            queue.dismiss(id);
             if queue.lifetime == Lifetime::Inbox {
                 let name = &queue.declared.name;
                 self.names.remove(name);
                 self.queues.remove(&queue_id);
+                self.exchanges.forget(queue_id);
             }
         }
     }
@@ -304,7 +310,7 @@ impl State {
             let Some(consumer) = self.consumers.get_mut(&consumer_id) else {
                 continue;
             };
-            let Some(message) = queue.pop() else {
+            let Some(message) = queue.take(consumer_id) else {
                 return;
             };
             self.last_id += 1;
@@ -326,6 +332,9 @@ impl State {
         let Some(queue) = self.queues.get_mut(&id) else {
             return; // an inbox that is gone
         };
+        if queue.is_stream() {
+            return; // it is still there
+        }
         message.returns = message.returns.saturating_add(1);
         if queue.is_over_limit(message.returns) {
             self.dead_letter(id, &message, Reason::DeliveryLimit, now);
