@@ -1,4 +1,4 @@
-//! What crosses a process border: jobs, results, and the envelope that carries them.
+//! What crosses a process border: jobs, results, orders to workers, and the envelope that carries them.
 //!
 //! A producer in any language publishes a [`Job`] as JSON; the worker answers with a
 //! [`JobResult`] for every attempt. Both travel in an [`Envelope`]: a body, and the AMQP
@@ -16,9 +16,10 @@
 //! - A job refuses unknown fields; a result read back ignores them, so results may grow.
 //!
 //! Not here: what a pool allows (its `max_timeout`, its defaults), and anything that talks to a
-//! broker. Reading order: [`job`], [`result`], [`envelope`], then [`units`].
+//! broker. Reading order: [`job`], [`result`], [`control`], [`envelope`], then [`units`].
 
 mod check;
+pub mod control;
 mod decode;
 mod ending;
 pub mod envelope;
@@ -31,6 +32,7 @@ pub mod schema;
 mod timestamp;
 pub mod units;
 
+pub use control::{ControlError, Order, PoolState, Reply, Request, WorkerState};
 pub use decode::{JobError, peek_id};
 pub use ending::{EndedBy, Enforcer, LimitsApplied, Phases};
 pub use envelope::{Attempt, Envelope, HeaderValue, Properties, header};
@@ -38,4 +40,5 @@ pub use id::JobId;
 pub use job::{Job, Work};
 pub use policy::{Limits, OutputPolicy, RetryPolicy};
 pub use result::{Encoding, Failure, FailureKind, JobResult, Output, OutputError, Status, Usage, WorkerInfo};
+pub use timestamp::now;
 pub use units::{ByteSize, ParseError, SignalName, Span};

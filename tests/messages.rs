@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use boon::{Compiler, SchemaIndex, Schemas};
 use serde_json::{Value, json};
-use synthex::message::{Job, JobResult, peek_id, schema};
+use synthex::message::{Job, JobResult, Order, Reply, Request, peek_id, schema};
 
 /// What the schema makes of a body that is no job.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -449,6 +449,7 @@ fn compare(name: &str, schema: &Value) {
 fn the_schemas_on_disk_are_those_of_the_types() {
     compare("job.v1.json", &schema::job());
     compare("result.v1.json", &schema::result());
+    compare("control.v1.json", &schema::control());
 }
 
 #[test]
@@ -605,5 +606,46 @@ fn bad_results_are_refused_by_schema_and_type() {
     for (name, body) in fixtures("result/bad") {
         assert!(!judge.accepts(&json(&body)), "the schema accepts {name}");
         assert!(JobResult::decode(&body).is_err(), "the type accepts {name}");
+    }
+}
+
+/// A control message as its type writes it again; which of them it is, its first field says.
+fn control_again(body: &[u8]) -> Option<Vec<u8>> {
+    let value = json(body);
+    let again = if value.get("order").is_some() {
+        Order::decode(body).ok()?.encode()
+    } else if value.get("request").is_some() {
+        Request::decode(body).ok()?.encode()
+    } else {
+        Reply::decode(body).ok()?.encode()
+    };
+    Some(again.to_vec())
+}
+
+#[test]
+fn good_control_messages_are_accepted_by_schema_and_type_and_come_back_unchanged() {
+    let judge = Judge::new(schema::control());
+    let mut seen = 0;
+    for (name, body) in good("control") {
+        assert!(judge.accepts(&json(&body)), "the schema refuses {name}");
+        let again = control_again(&body).unwrap_or_else(|| panic!("the type refuses {name}"));
+        assert!(judge.accepts(&json(&again)), "the schema refuses {name} as we write it");
+        let (was, is) = (json(&body), json(&again));
+        if name.ends_with("pause") {
+            assert_eq!(is["at"], "2030-01-31T12:00:00.001Z", "another offset, the same moment");
+        } else if name != "state_of_a_later_version" {
+            assert_eq!(is, was, "{name}");
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 9, "each order, request and reply, and one of a later version");
+}
+
+#[test]
+fn bad_control_messages_are_refused_by_schema_and_type() {
+    let judge = Judge::new(schema::control());
+    for (name, body) in fixtures("control/bad") {
+        assert!(!judge.accepts(&json(&body)), "the schema accepts {name}");
+        assert!(control_again(&body).is_none(), "the type accepts {name}");
     }
 }

@@ -19,6 +19,8 @@ enum What {
     Job,
     /// What a worker answers
     Result,
+    /// What an operator tells workers, and what they reply
+    Control,
     /// A pool file, read as JSON
     Pool,
 }
@@ -27,6 +29,7 @@ pub(super) async fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
     let schema = match args.what {
         What::Job => message::schema::job(),
         What::Result => message::schema::result(),
+        What::Control => message::schema::control(),
         What::Pool => config::schema(),
     };
     print::data(message::schema::render(&schema).as_bytes())

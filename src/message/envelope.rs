@@ -13,6 +13,7 @@ use jiff::Timestamp;
 
 use super::decode::JobError;
 use super::id::JobId;
+use super::timestamp;
 use super::units::quoted;
 
 /// A message as it travels: properties and a body.
@@ -86,6 +87,9 @@ pub mod header {
     pub const POOL: &str = "x-synthex-pool";
     /// The path of the field at fault.
     pub const FIELD: &str = "x-synthex-field";
+    /// When a client published the job, in RFC 3339 with milliseconds: finer than the property `timestamp`. A cancel goes
+    /// by it.
+    pub const SUBMITTED_AT: &str = "x-synthex-submitted-at";
     /// When a retry may start, in RFC 3339.
     pub const NOT_BEFORE: &str = "x-synthex-not-before";
     /// When the message became a dead letter, in RFC 3339.
@@ -120,10 +124,10 @@ impl Properties {
         let mut properties = Self {
             content_type: Some(JSON.to_owned()),
             message_id: Some(id.to_string()),
-            timestamp: u64::try_from(Timestamp::now().as_second()).ok(),
             ..Self::default()
         };
         properties.make_unique();
+        properties.submit_now();
         properties
     }
 
@@ -137,6 +141,23 @@ impl Properties {
     #[must_use]
     pub fn returns(&self) -> u32 {
         self.count_header(header::RETURNS).unwrap_or(0)
+    }
+
+    /// Makes the message a submission of this moment: a cancel of an earlier one is not for it.
+    pub fn submit_now(&mut self) {
+        let now = timestamp::now();
+        self.timestamp = u64::try_from(now.as_second()).ok();
+        self.headers
+            .insert(header::SUBMITTED_AT.to_owned(), now.to_string().into());
+    }
+
+    /// Returns when the job was submitted, as far as its producer says: our header, else the property `timestamp`,
+    /// whose seconds are whole, so that the job seems up to one second older than it is.
+    pub fn submitted_at(&self) -> Option<Timestamp> {
+        let ours = self.text_header(header::SUBMITTED_AT);
+        let seconds = || i64::try_from(self.timestamp?).ok();
+        ours.and_then(|text| timestamp::parse(text).ok())
+            .or_else(|| Timestamp::from_second(seconds()?).ok())
     }
 
     /// Checks that the message doesn't say that it is something else than JSON.
@@ -353,6 +374,34 @@ mod tests {
                 runs_ended: 1,
                 redeliveries: 0
             }
+        );
+    }
+
+    #[test]
+    fn a_job_s_age_is_that_of_its_header_else_of_its_timestamp_else_unknown() {
+        let of = |header: Option<&str>, timestamp| {
+            let headers = header.map(|text| (header::SUBMITTED_AT.to_owned(), text.into()));
+            let properties = Properties {
+                timestamp,
+                headers: headers.into_iter().collect(),
+                ..Properties::default()
+            };
+            properties.submitted_at().map(|at| at.to_string())
+        };
+        let fine = "2030-01-31T12:00:00.25Z";
+        assert_eq!(of(Some(fine), Some(7)).as_deref(), Some(fine));
+        assert_eq!(of(Some("soon"), Some(7)).as_deref(), Some("1970-01-01T00:00:07Z"));
+        assert_eq!(of(None, Some(u64::MAX)), None);
+        assert_eq!(of(None, None), None);
+    }
+
+    #[test]
+    fn a_job_of_ours_tells_when_it_was_submitted_to_the_millisecond() {
+        let before = timestamp::now();
+        let submitted = Properties::of_job(&JobId::random()).submitted_at();
+        assert!(
+            submitted.is_some_and(|at| (before..=timestamp::now()).contains(&at)),
+            "{submitted:?}"
         );
     }
 

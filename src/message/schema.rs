@@ -8,6 +8,7 @@ use schemars::transform::transform_subschemas;
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value};
 
+use super::control::AnyMessage;
 use super::job::Job;
 use super::result::JobResult;
 
@@ -19,6 +20,11 @@ pub fn job() -> Value {
 /// Returns the JSON Schema of a result, for those who read one.
 pub fn result() -> Value {
     of::<JobResult>(SchemaSettings::draft2020_12().for_serialize())
+}
+
+/// Returns the JSON Schema of what operators tell workers and of their replies, for tools of one's own.
+pub fn control() -> Value {
+    of::<AnyMessage>(SchemaSettings::draft2020_12().for_deserialize())
 }
 
 fn of<T: JsonSchema>(settings: SchemaSettings) -> Value {

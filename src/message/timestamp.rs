@@ -18,6 +18,20 @@ pub(super) const EXPECTED: &str = r#"a time in RFC 3339 with an offset, such as 
 const PATTERN: &str =
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})$";
 
+/// Returns the time as our messages carry it: in whole milliseconds.
+pub fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
+}
+
+/// Deserializes a time.
+pub(super) fn required<'de, D>(from: D) -> Result<Timestamp, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    parse(&Cow::<'de, str>::deserialize(from)?).map_err(de::Error::custom)
+}
+
 /// Deserializes an optional time, where the field is there.
 pub(super) fn deserialize<'de, D>(from: D) -> Result<Option<Timestamp>, D::Error>
 where
@@ -44,7 +58,7 @@ pub(super) fn nullable_schema(generator: &mut SchemaGenerator) -> Schema {
     schema
 }
 
-fn parse(text: &str) -> Result<Timestamp, ParseError> {
+pub(super) fn parse(text: &str) -> Result<Timestamp, ParseError> {
     let refused = || ParseError::new(EXPECTED, text);
     if !is_rfc_3339(text) {
         return Err(refused());

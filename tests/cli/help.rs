@@ -167,7 +167,7 @@ fn wrong_usage_is_refused_and_named() {
     let cases: [(&[&str], &str); 14] = [
         (&["frobnicate"], "'frobnicate'"),
         (&["run", "--frobnicate"], "'--frobnicate'"),
-        (&["schema", "event"], "job, result, pool"),
+        (&["schema", "event"], "job, result, control, pool"),
         (&["submit"], "<CMD>"),
         (&["submit", "--wait-timeout", "1s", "--", "true"], "--wait"),
         (&["submit", "--priority", "10", "--", "true"], "0..=9"),
