@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use crate::config::Pool;
+use crate::control::{Board, BoardPool, Control};
 use crate::executor::SpawnerOptions;
 pub use crate::executor::{CgroupChoice, Spawners, StartError as SpawnersError};
 use crate::flow::channel::Channels;
@@ -20,10 +21,11 @@ use crate::message::JobId;
 use crate::metrics::{self, Health, Metrics, PoolInfo};
 use crate::supervise::{Budget, Child, Restart, Shutdown, StopReport, Strategy, Supervisor, TaskAccounts};
 use crate::transport::amqp::{Addresses, Amqp, AmqpConfig};
-use crate::transport::topology::Names;
+use crate::transport::topology::{Declare, Names};
 use crate::transport::{BrokerObserver, Transport, TransportError};
 use crate::worker::event::{Event, Observer, Observers};
 use crate::worker::log::EventLog;
+use crate::worker::orders::Orders;
 use crate::worker::{Ending, Holds, Identity, Worker};
 use signals::Signals;
 
@@ -91,9 +93,15 @@ pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
     let mut config = AmqpConfig::new(options.addresses);
     config.observer = broker_observer(parts.observer.clone());
     let transport = Amqp::new(config);
-    let worker = parts.worker(transport.clone(), &options.namespace, &shutdown);
+    let worker = parts.worker(
+        transport.clone(),
+        &options.namespace,
+        Orders::unread(Holds::default()),
+        &shutdown,
+    );
+    let control = Control::of(&worker, parts.board.clone(), declare(&options.pools), shutdown.clone());
     let report = parts
-        .tree(&worker, options.pools, listener, &shutdown)
+        .tree(&worker, control.children(), options.pools, listener, &shutdown)
         .run(shutdown)
         .await;
     transport.close().await;
@@ -109,6 +117,7 @@ struct Parts {
     spawners: Spawners,
     metrics: Metrics,
     health: Health,
+    board: Board,
     observer: Arc<dyn Observer>,
     channels: Channels,
     tasks: TaskAccounts,
@@ -120,9 +129,11 @@ impl Parts {
         let infos: Vec<PoolInfo> = pools.iter().map(info).collect();
         let metrics = Metrics::new(&infos, channels.clone(), tasks.clone())?;
         let health = Health::new(&infos);
+        let board = Board::new(pools.iter().map(board_pool));
         let observer = Arc::new(Observers(vec![
             Arc::new(metrics.clone()),
             Arc::new(health.clone()),
+            Arc::new(board.clone()),
             Arc::new(EventLog),
         ]));
         Ok(Self {
@@ -130,6 +141,7 @@ impl Parts {
             spawners,
             metrics,
             health,
+            board,
             observer,
             channels,
             tasks,
@@ -145,14 +157,15 @@ impl Parts {
         Ok(Some(listener))
     }
 
-    fn worker<T: Transport>(&self, transport: T, namespace: &str, shutdown: &Shutdown) -> Worker<T> {
+    fn worker<T: Transport>(&self, transport: T, namespace: &str, orders: Orders, shutdown: &Shutdown) -> Worker<T> {
         Worker {
             transport,
             names: Names::new(namespace),
             spawners: self.spawners.clone(),
+            holds: orders.holds().clone(),
+            orders,
             identity: identity(),
             observer: self.observer.clone(),
-            holds: Holds::default(),
             channels: self.channels.clone(),
             tasks: self.tasks.clone(),
             ending: Ending::new(shutdown.clone()),
@@ -162,6 +175,7 @@ impl Parts {
     fn tree<T: Transport>(
         self,
         worker: &Worker<T>,
+        control: Vec<Child>,
         pools: Vec<Pool>,
         listener: Option<TcpListener>,
         shutdown: &Shutdown,
@@ -172,6 +186,7 @@ impl Parts {
         if let Some(listener) = listener {
             tree = tree.child(metrics_server(listener, self.metrics, self.health));
         }
+        tree = control.into_iter().fold(tree, Supervisor::child);
         for pool in pools {
             for child in worker.children(&Arc::new(pool)) {
                 tree = tree.child(child);
@@ -207,6 +222,22 @@ fn info(pool: &Pool) -> PoolInfo {
         name: pool.name.clone(),
         slots: pool.slots,
         prefetch: pool.prefetch,
+    }
+}
+
+fn board_pool(pool: &Pool) -> BoardPool {
+    BoardPool {
+        name: pool.name.clone(),
+        slots: pool.slots,
+    }
+}
+
+/// Whether the worker may declare what is not one pool's: if one of its pools may.
+fn declare(pools: &[Pool]) -> Declare {
+    if pools.iter().any(|pool| pool.declare == Declare::Active) {
+        Declare::Active
+    } else {
+        Declare::Passive
     }
 }
 

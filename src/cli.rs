@@ -4,19 +4,25 @@
 //! is made here.
 
 mod broker_args;
+mod cancel;
 mod cgroup_args;
 mod config;
 mod dead;
+mod drain;
 mod environment;
 pub mod exit;
 mod job_args;
 mod lines;
 mod logging;
+mod operator;
+mod pause;
 mod print;
+mod resume;
 mod run;
 mod schema;
 mod submit;
 mod worker;
+mod workers;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -58,10 +64,15 @@ Exit codes:
 
 #[derive(Subcommand)]
 enum Command {
-    // These are described by their arguments: a line here would hide what is said there at length.
+    // Those without a line here are described by their arguments: a line would hide what is said there at length.
     Run(run::RunArgs),
     Worker(worker::WorkerArgs),
     Submit(submit::SubmitArgs),
+    Cancel(cancel::CancelArgs),
+    Pause(pause::PauseArgs),
+    Resume(resume::ResumeArgs),
+    Drain(drain::DrainArgs),
+    Workers(workers::WorkersArgs),
     #[command(subcommand)]
     Dead(dead::DeadCommand),
     /// Print the JSON Schema of a message or file
@@ -146,6 +157,11 @@ fn execute(command: Command) -> Result<Exit, Failure> {
         Command::Run(args) => on_the_runtime(run::run(args, spawners.expect(RUNS_COMMANDS)).boxed()),
         Command::Worker(args) => on_the_runtime(worker::run(args, spawners.expect(RUNS_COMMANDS)).boxed()),
         Command::Submit(args) => runtime.block_on(submit::run(args)),
+        Command::Cancel(args) => runtime.block_on(cancel::run(args)),
+        Command::Pause(args) => runtime.block_on(pause::run(args)),
+        Command::Resume(args) => runtime.block_on(resume::run(args)),
+        Command::Drain(args) => runtime.block_on(drain::run(args)),
+        Command::Workers(args) => runtime.block_on(workers::run(args)),
         Command::Dead(command) => runtime.block_on(dead::run(command)),
         Command::Schema(args) => runtime.block_on(schema::run(&args)),
         Command::Config(command) => runtime.block_on(config::run(command)),

@@ -24,6 +24,8 @@
 //! [`metrics`] and the log are two. People look at what came to a bad end, and have it run again, through [`control`].
 //! [`app`] puts the parts together, [`cli`] is one file a subcommand.
 //!
+//! Operators tell workers what not to run, and ask how they are, through [`control`].
+//!
 //! # Reading order
 //!
 //! The modules below stand in the order in which they may know each other, never backwards; a test holds them to it.

@@ -11,6 +11,7 @@
 //!
 //! - [`hold`] is why a pool takes no jobs for now.
 //! - [`ledger`] knows a redelivered job that is in hand here, or has ended here.
+//! - [`orders`] knows which jobs operators have cancelled.
 //! - [`admit`] decides, from a delivery alone, what is to become of it: run, wait, count again, or end without a run.
 //! - [`settle`] decides, from an outcome alone, what the result is and what comes after it.
 //! - [`outgoing`] makes the messages of both, [`outbox`] sees them confirmed, [`pipeline`] does it all in order.
@@ -28,6 +29,7 @@ mod hold;
 mod intake;
 mod ledger;
 pub mod log;
+pub mod orders;
 mod outbox;
 mod outgoing;
 mod pipeline;
@@ -53,6 +55,7 @@ use event::Observer;
 use dispatcher::Dispatcher;
 pub use hold::{HoldReason, Holds};
 use intake::Intake;
+use orders::Orders;
 pub(crate) use outgoing::again;
 use pipeline::Pipeline;
 use probe::QueueProbe;
@@ -67,6 +70,8 @@ pub struct Worker<T> {
     pub names: Names,
     /// Who starts commands.
     pub spawners: Spawners,
+    /// What operators have ordered.
+    pub orders: Orders,
     /// Who we are, in results; its `pool` is filled in a pool at a time.
     pub identity: Identity,
     /// Told of everything.

@@ -17,7 +17,7 @@ const MAY_USE: [(&str, &[&str]); 11] = [
         "worker",
         &["message", "flow", "supervise", "transport", "executor", "config"],
     ),
-    ("control", &["message", "flow", "transport", "worker"]),
+    ("control", &["message", "flow", "supervise", "transport", "worker"]),
     ("metrics", &["message", "flow", "supervise", "transport", "worker"]),
     (
         "app",
@@ -29,6 +29,7 @@ const MAY_USE: [(&str, &[&str]); 11] = [
             "executor",
             "config",
             "worker",
+            "control",
             "metrics",
         ],
     ),

@@ -19,6 +19,7 @@ use crate::supervise::Shutdown;
 use crate::transport::memory::{Memory, MemorySubscription};
 use crate::transport::topology::{Declare, Names, Topology};
 use crate::transport::{Delivery, Publication, Routing, Subscription, Transport};
+use crate::worker::orders::Orders;
 
 /// Most jobs that are queued or running, over what the pool's prefetch needs to be busy.
 const IN_FLIGHT: usize = 1024;
@@ -123,8 +124,8 @@ pub async fn run(
     };
     let parts = Parts::new(std::slice::from_ref(&pool), spawners)?;
     let listener = parts.bind(metrics_addr).await?;
-    let worker = parts.worker(broker, NAMESPACE, &shutdown);
-    let tree = parts.tree(&worker, vec![pool], listener, &shutdown);
+    let worker = parts.worker(broker, NAMESPACE, Orders::none(), &shutdown);
+    let tree = parts.tree(&worker, Vec::new(), vec![pool], listener, &shutdown);
     let stopped = CancellationToken::new();
     let (report, error) = tokio::join!(
         async {

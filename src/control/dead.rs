@@ -236,7 +236,7 @@ impl<T: Transport> DeadLetters<T> {
         let mut envelope = again(letter);
         let properties = &mut envelope.properties;
         properties.headers.retain(|name, _| !name.starts_with(header::OURS));
-        properties.timestamp = u64::try_from(now.as_second()).ok();
+        properties.submit_at(now);
         properties.message_id.get_or_insert_with(|| id.to_owned());
         Publication {
             exchange: self.names.jobs(),

@@ -127,7 +127,7 @@ impl Properties {
             ..Self::default()
         };
         properties.make_unique();
-        properties.submit_now();
+        properties.submit_at(Timestamp::now());
         properties
     }
 
@@ -144,8 +144,8 @@ impl Properties {
     }
 
     /// Makes the message a submission of this moment: a cancel of an earlier one is not for it.
-    pub fn submit_now(&mut self) {
-        let now = timestamp::now();
+    pub fn submit_at(&mut self, now: Timestamp) {
+        let now = timestamp::in_millis(now);
         self.timestamp = u64::try_from(now.as_second()).ok();
         self.headers
             .insert(header::SUBMITTED_AT.to_owned(), now.to_string().into());

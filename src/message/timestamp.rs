@@ -20,8 +20,12 @@ const PATTERN: &str =
 
 /// Returns the time as our messages carry it: in whole milliseconds.
 pub fn now() -> Timestamp {
-    let now = Timestamp::now();
-    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
+    in_millis(Timestamp::now())
+}
+
+/// Cuts a time to whole milliseconds.
+pub(super) fn in_millis(time: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time)
 }
 
 /// Deserializes a time.

@@ -10,6 +10,7 @@ use prometheus::{
 use super::PoolInfo;
 use super::family::{Family, families};
 use crate::message::Status;
+use crate::worker::event::ControlMessage;
 
 families! {
     /// What the worker tells through its events.
@@ -58,6 +59,10 @@ families! {
         results_unconfirmed: Gauge [];
         /// Results whose reply_to led nowhere.
         results_unroutable_total: Counter [];
+        /// Messages of operators that were read, orders of the time before the start included; invalid for those that could not be.
+        control_messages_total: Counter [message];
+        /// Cancels that were forgotten because there were too many: their jobs are not cancelled.
+        cancels_forgotten_total: Counter [];
         /// Always 1, with the version of this program.
         build_info: Gauge [version];
     }
@@ -128,6 +133,7 @@ pub(super) fn known_values<'a>(label: &str, pools: &'a [PoolInfo]) -> Vec<&'a st
     match label {
         "pool" => pools.iter().map(|pool| &*pool.name).collect(),
         "status" => Status::ALL.iter().map(|status| status.as_str()).collect(),
+        "message" => ControlMessage::ALL.iter().map(|message| message.as_str()).collect(),
         "stream" => vec![STDOUT, STDERR],
         "version" => vec![VERSION],
         _ => Vec::new(),

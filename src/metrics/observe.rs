@@ -27,6 +27,11 @@ impl Observer for Metrics {
             Event::ResultSettled { .. } => families.results_unconfirmed.at([]).dec(),
             Event::ResultUnroutable { .. } => families.results_unroutable_total.at([]).inc(),
             Event::QueueMeasured { pool, depth } => families.queue_measured(pool, *depth),
+            Event::Control { message } => families.control_messages_total.at([message.as_str()]).inc(),
+            Event::CancelsForgotten { count } => {
+                let forgotten = &families.cancels_forgotten_total;
+                forgotten.at([]).inc_by(u64::try_from(*count).unwrap_or(u64::MAX));
+            }
             Event::Broker(event) => self.broker(event),
             // Not counted yet, or shown by `Health`.
             Event::JobDelayed { .. }
@@ -150,6 +155,7 @@ mod tests {
     use crate::flow::channel::Channels;
     use crate::message::{JobId, Status};
     use crate::supervise::TaskAccounts;
+    use crate::worker::event::ControlMessage;
 
     fn metrics() -> Metrics {
         let pool = |name: &str| PoolInfo {
@@ -233,6 +239,17 @@ mod tests {
         let unacked = r#"unacked{pool="web"}"#;
         assert_later_moves(&metrics, &[taken.clone(), taken], &[(unacked, 2.0)]);
         assert_later_moves(&metrics, &[settled], &[(unacked, -1.0)]);
+    }
+
+    #[tokio::test]
+    async fn messages_of_operators_are_counted_and_so_is_what_is_forgotten() {
+        let message = ControlMessage::Cancel;
+        let events = [Event::Control { message }, Event::CancelsForgotten { count: 3 }];
+        let moved = [
+            ("cancels_forgotten_total", 3.0),
+            (r#"control_messages_total{message="cancel"}"#, 1.0),
+        ];
+        assert_moves(&events, &moved);
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::hold::HoldReason;
-use crate::message::{FailureKind, JobId, Status};
+use crate::message::{FailureKind, JobId, Order, Request, Status};
 use crate::transport::{BrokerEvent, QueueDepth};
 
 /// Something that happened. `pool` is the only label that metrics may take from it.
@@ -159,10 +159,77 @@ pub enum Event {
         /// Its size.
         depth: QueueDepth,
     },
+    /// An operator's message was read.
+    Control {
+        /// Which.
+        message: ControlMessage,
+    },
+    /// Cancels were forgotten because there are too many: their jobs will run.
+    CancelsForgotten {
+        /// How many.
+        count: usize,
+    },
     /// The worker takes no more jobs.
     Draining,
     /// The transport told something.
     Broker(BrokerEvent),
+}
+
+/// A message of an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the words are those of the messages")]
+pub enum ControlMessage {
+    Cancel,
+    Pause,
+    Resume,
+    Ping,
+    Drain,
+    /// Anything that cannot be read.
+    Invalid,
+}
+
+impl ControlMessage {
+    /// Every one, in the order of the documentation.
+    pub const ALL: [Self; 6] = [
+        Self::Cancel,
+        Self::Pause,
+        Self::Resume,
+        Self::Ping,
+        Self::Drain,
+        Self::Invalid,
+    ];
+
+    /// Which one an order is.
+    #[must_use]
+    pub const fn of_order(order: &Order) -> Self {
+        match order {
+            Order::Cancel { .. } => Self::Cancel,
+            Order::Pause { .. } => Self::Pause,
+            Order::Resume { .. } => Self::Resume,
+        }
+    }
+
+    /// Which one a request is.
+    #[must_use]
+    pub const fn of_request(request: &Request) -> Self {
+        match request {
+            Request::Ping {} => Self::Ping,
+            Request::Drain { .. } => Self::Drain,
+        }
+    }
+
+    /// The word for it, as a label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cancel => "cancel",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Ping => "ping",
+            Self::Drain => "drain",
+            Self::Invalid => "invalid",
+        }
+    }
 }
 
 /// What one run cost.

@@ -2,7 +2,9 @@
 
 use crate::support::cli::{Cli, Finished};
 
-const SUBCOMMANDS: [&str; 6] = ["run", "worker", "submit", "dead", "schema", "config"];
+const SUBCOMMANDS: [&str; 11] = [
+    "run", "worker", "submit", "cancel", "pause", "resume", "drain", "workers", "dead", "schema", "config",
+];
 
 fn help(args: &[&str]) -> String {
     let finished = Cli::new(args).run().expect_code(0);
@@ -50,7 +52,7 @@ fn help_names_every_exit_code_on_a_line_of_its_own() {
 #[test]
 fn each_subcommand_has_help_that_tells_what_it_does() {
     // What nobody can guess from the names of the flags.
-    let tells: [(&[&str], &[&str]); 13] = [
+    let tells: [(&[&str], &[&str]); 18] = [
         (
             &["run"],
             &["one job a line", "synthex schema job", "your environment", "-- <CMD>"],
@@ -73,6 +75,14 @@ fn each_subcommand_has_help_that_tells_what_it_does() {
             ],
         ),
         (
+            &["cancel"],
+            &["--label", "--pool", "7 days", "submitted again", "\"cancelled\""],
+        ),
+        (&["pause"], &["goes on", "7 days", "start later"]),
+        (&["resume"], &["paused pool"]),
+        (&["drain"], &["--pool", "--wait-timeout", "75", "stop_grace"]),
+        (&["workers"], &["--wait", "--json", "slots are full"]),
+        (
             &["dead"],
             &["list", "show", "retry", "drop", "unroutable", "another client holds"],
         ),
@@ -93,7 +103,7 @@ fn each_subcommand_has_help_that_tells_what_it_does() {
             ],
         ),
         (&["dead", "drop"], &["for good", "--all", "--dry-run", "Exit code 1"]),
-        (&["schema"], &["job", "result", "pool"]),
+        (&["schema"], &["job", "result", "control", "pool"]),
         (&["config"], &["check", "show", "apply"]),
         (&["config", "check"], &["POOL.toml"]),
         (&["config", "show"], &["--json", "--slots", "--prefetch"]),
@@ -133,7 +143,7 @@ fn help_groups_the_flags_of_job_and_broker() {
 
 #[test]
 fn help_never_shows_the_password_of_the_environment() {
-    for command in ["worker", "submit"] {
+    for command in ["worker", "submit", "cancel", "workers"] {
         for flag in ["-h", "--help"] {
             let finished = Cli::new([command, flag])
                 .env("SYNTHEX_AMQP_URL", "amqp://user:hunter2@broker/")
@@ -164,13 +174,19 @@ fn without_a_subcommand_the_subcommands_are_shown() {
 
 #[test]
 fn wrong_usage_is_refused_and_named() {
-    let cases: [(&[&str], &str); 14] = [
+    let cases: [(&[&str], &str); 20] = [
         (&["frobnicate"], "'frobnicate'"),
         (&["run", "--frobnicate"], "'--frobnicate'"),
         (&["schema", "event"], "job, result, control, pool"),
         (&["submit"], "<CMD>"),
         (&["submit", "--wait-timeout", "1s", "--", "true"], "--wait"),
         (&["submit", "--priority", "10", "--", "true"], "0..=9"),
+        (&["cancel"], "<ID>"),
+        (&["cancel", "a", "--label", "b=c"], "--label"),
+        (&["cancel", "--label", "b"], "expected KEY=VALUE"),
+        (&["cancel", "a b"], "expected 1 to 128 letters"),
+        (&["drain"], "WORKER_ID"),
+        (&["drain", "w", "--pool", "p"], "--pool"),
         (&["worker", "--namespace", "a b"], "expected 1 to 64 of"),
         (&["config", "show", "--slots", "many"], "--slots"),
         (&["-q", "-v", "run", "--", "true"], "--verbose"),

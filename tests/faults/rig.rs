@@ -21,6 +21,7 @@ use synthex::transport::memory::Memory;
 use synthex::transport::topology::{Binding, Declare, Names, Queue, Topology};
 use synthex::transport::{Delivery, Publication, Routing, Subscribe, Subscription, Transport};
 use synthex::worker::event::{Event, Observers};
+use synthex::worker::orders::Orders;
 use synthex::worker::{Ending, Holds, Identity, Worker};
 use tokio::task::JoinHandle;
 
@@ -212,6 +213,7 @@ impl<T: Transport> Rig<T> {
             transport,
             names: self.names.clone(),
             spawners: spawners(),
+            orders: Orders::none(),
             identity: Identity {
                 id: JobId::random().to_string(),
                 host: "test".into(),

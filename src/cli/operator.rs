@@ -1,0 +1,142 @@
+//! What the subcommands that operate a fleet have in common: a client that gives orders and asks workers.
+
+use std::time::Duration;
+
+use clap::Args;
+use nix::unistd::{Uid, User};
+
+use super::broker_args::{BrokerArgs, ConnectArgs, Patience};
+use super::exit::{Exit, Failure};
+use super::print;
+use crate::control::fleet::{self, Question, Target, Wait};
+use crate::message::{Order, Reply, Request, WorkerState};
+use crate::transport::amqp::Amqp;
+use crate::transport::topology::Names;
+use crate::transport::{Publication, PublishError, QueueDepth, Transport};
+
+#[derive(Args)]
+pub(super) struct OperatorArgs {
+    #[command(flatten)]
+    broker: BrokerArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// A client of the broker.
+pub(super) struct Operator<'a> {
+    args: &'a OperatorArgs,
+    broker: Amqp,
+    names: Names,
+}
+
+impl<'a> Operator<'a> {
+    pub(super) fn new(args: &'a OperatorArgs) -> Result<Self, Failure> {
+        Ok(Self {
+            args,
+            broker: args.broker.client(&args.connect)?,
+            names: Names::new(args.broker.namespace.clone()),
+        })
+    }
+
+    /// Says goodbye to the broker, and passes on what came of it all.
+    pub(super) async fn end<T>(self, outcome: Result<T, Failure>) -> Result<T, Failure> {
+        self.broker.close().await;
+        outcome
+    }
+
+    /// The patience for one thing to do: an operator may wait for workers much longer than a broker may be away.
+    fn patience(&self) -> Result<Patience, Failure> {
+        self.args.connect.patience(&self.args.broker)
+    }
+
+    /// Publishes; whether there was anybody to take it.
+    async fn publish(&self, publication: &Publication) -> Result<bool, Failure> {
+        let publish = async || match self.broker.publish(publication).await {
+            Err(PublishError::Unroutable { .. }) => Ok(false),
+            published => published.map(|()| true),
+        };
+        self.patience()?.persist(publish).await
+    }
+
+    /// Gives an order; it is in force when this returns.
+    pub(super) async fn order(&self, order: &Order) -> Result<(), Failure> {
+        if self.publish(&fleet::order(&self.names, order)).await? {
+            return Ok(());
+        }
+        let message = format!(
+            "there is no queue {:?} on this broker that keeps orders; start a worker, or declare it with `synthex \
+             config apply`",
+            self.names.orders()
+        );
+        Err(Failure::new(Exit::Config, message))
+    }
+
+    /// The queue of a pool. An order about a pool that nobody has declared is a slip.
+    pub(super) async fn check_pool(&self, pool: &str) -> Result<QueueDepth, Failure> {
+        let queue = self.names.pool_queue(pool);
+        let look = async || self.broker.queue_depth(&queue).await;
+        let found = self.patience()?.persist(look).await?;
+        found.ok_or_else(|| {
+            let message = format!("pool {pool:?} has no queue {queue:?} on this broker");
+            Failure::new(Exit::Config, message)
+        })
+    }
+
+    /// A place for answers.
+    pub(super) async fn inbox(&self) -> Result<Inbox, Failure> {
+        let open = async || self.broker.inbox().await;
+        let (name, subscription) = self.patience()?.persist(open).await?;
+        Ok(Inbox { name, subscription })
+    }
+
+    /// The workers that answer, by id.
+    pub(super) async fn workers(&self, inbox: &mut Inbox, wait: Duration) -> Result<Vec<WorkerState>, Failure> {
+        let answers = self.ask(inbox, Target::All, &Request::Ping {}, wait).await?;
+        Ok(fleet::states(answers.unwrap_or_default()))
+    }
+
+    /// Asks workers: `None` if there is none, no answer if none comes in time.
+    pub(super) async fn ask(
+        &self,
+        inbox: &mut Inbox,
+        target: Target<'_>,
+        request: &Request,
+        wait: Duration,
+    ) -> Result<Option<Vec<Reply>>, Failure> {
+        let question = Question::new(&self.names, target, request, &inbox.name);
+        if !self.publish(&question.publication).await? {
+            return Ok(None);
+        }
+        let answers = question.answers(&mut inbox.subscription, Wait::at_most(wait)).await;
+        answers
+            .map(Some)
+            .map_err(|error| Failure::new(Exit::Unavailable, format!("failed to {error}")))
+    }
+}
+
+/// A private queue.
+pub(super) struct Inbox {
+    name: String,
+    subscription: <Amqp as Transport>::Subscription,
+}
+
+/// Who gives orders, for people: user and machine.
+pub(super) fn who() -> String {
+    let uid = Uid::current();
+    let user = User::from_uid(uid).ok().flatten();
+    let user = user.map_or_else(|| uid.to_string(), |user| user.name);
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{user}@{host}")
+}
+
+/// Writes a line of data.
+pub(super) async fn out(text: &str) -> Result<(), Failure> {
+    print::line(text)
+        .await
+        .map_err(|error| Failure::io("write to stdout", &error))
+}
+
+/// Writes an order as data.
+pub(super) async fn show(order: &Order) -> Result<(), Failure> {
+    out(&String::from_utf8_lossy(&order.encode())).await
+}

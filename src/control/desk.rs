@@ -1,0 +1,152 @@
+//! Answers what operators ask of the workers that live now.
+//!
+//! It answers while the worker drains, until its pools have ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Control, fleet};
+use crate::flow::retry::{Backoff, RECONNECT_MAX};
+use crate::message::{Envelope, Properties, Reply, Request, WorkerState};
+use crate::supervise::{Shutdown, TaskError};
+use crate::transport::{Delivery, Publication, Routing, Subscription, Transport, TransportError};
+use crate::worker::event::{ControlMessage, Event};
+
+/// The first wait after a lost or failed queue.
+const RETRY_INITIAL: Duration = Duration::from_millis(200);
+/// How long one answer may take: who asked waits no longer.
+const REPLY_WITHIN: Duration = Duration::from_secs(5);
+/// How long the private queue may take to be there.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// A queue that lived this long was well: the next loss begins with a short wait again.
+const WELL: Duration = Duration::from_secs(5);
+
+pub(super) struct Desk<T>(pub(super) Arc<Control<T>>);
+
+impl<T: Transport> Desk<T> {
+    pub(super) async fn run(self: Arc<Self>, shutdown: Shutdown) -> Result<(), TaskError> {
+        tokio::select! {
+            () = shutdown.draining() => Ok(()),
+            never = self.serve() => never,
+        }
+    }
+
+    async fn serve(&self) -> Result<(), TaskError> {
+        let mut backoff = Backoff::new(RETRY_INITIAL, RECONNECT_MAX);
+        loop {
+            let since = Instant::now();
+            match tokio::time::timeout(OPEN_TIMEOUT, self.open()).await {
+                Ok(Ok(mut inbox)) => {
+                    while let Some(delivery) = inbox.next().await {
+                        self.take(delivery).await;
+                    }
+                }
+                Ok(Err(error)) => tracing::debug!("failed to {error}; listening to requests again soon"),
+                Err(_) => {}
+            }
+            if since.elapsed() >= WELL {
+                backoff.reset();
+            }
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+    }
+
+    async fn open(&self) -> Result<T::Subscription, TransportError> {
+        let Control {
+            transport,
+            topology,
+            declare,
+            ..
+        } = &*self.0;
+        transport.declare(topology, *declare).await?;
+        let topics = fleet::topics(&self.0.names, &self.0.identity.id);
+        let (_, inbox) = transport.listen(&topics).await?;
+        Ok(inbox)
+    }
+
+    async fn take(&self, delivery: Delivery) {
+        let reply = self.answer(&delivery.envelope.body);
+        let publication = reply_to(&delivery.envelope.properties, &reply);
+        // A request that is not acked comes again, and is answered again: to whoever asked once, a harmless repetition.
+        let _ = delivery.ack().await;
+        let Some(publication) = publication else { return };
+        match tokio::time::timeout(REPLY_WITHIN, self.0.transport.publish(&publication)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!("failed to {error}"),
+            Err(_) => tracing::debug!("an answer was not confirmed within {REPLY_WITHIN:?}"),
+        }
+    }
+
+    fn answer(&self, body: &[u8]) -> Reply {
+        let request = match Request::decode(body) {
+            Ok(request) => request,
+            Err(error) => {
+                self.tell(ControlMessage::Invalid);
+                return refuse(format!("not a request: {error}"));
+            }
+        };
+        self.tell(ControlMessage::of_request(&request));
+        match request {
+            Request::Ping {} => {}
+            Request::Drain { worker } if worker == self.0.identity.id => self.drain(),
+            Request::Drain { worker } => return refuse(format!("this is not worker {worker:?}")),
+        }
+        Reply::State(self.state())
+    }
+
+    /// As the first signal does.
+    fn drain(&self) {
+        let everything = &self.0.everything;
+        if !everything.is_draining() {
+            tracing::info!("an operator asks to drain: stopping");
+            self.0.observer.on(&Event::Draining);
+            everything.drain();
+        }
+    }
+
+    fn state(&self) -> WorkerState {
+        let Control {
+            identity,
+            board,
+            orders,
+            everything,
+            started_at,
+            ..
+        } = &*self.0;
+        WorkerState {
+            id: identity.id.clone(),
+            host: identity.host.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: *started_at,
+            draining: everything.is_draining() || board.is_draining(),
+            pools: board.pools(orders),
+        }
+    }
+
+    fn tell(&self, message: ControlMessage) {
+        self.0.observer.on(&Event::Control { message });
+    }
+}
+
+fn refuse(message: String) -> Reply {
+    Reply::Refused { message }
+}
+
+/// The answer for the one who asked, if somebody did. Who does not wait any longer has no queue any more.
+fn reply_to(asked: &Properties, reply: &Reply) -> Option<Publication> {
+    let envelope = Envelope {
+        body: reply.encode(),
+        properties: Properties {
+            correlation_id: asked.correlation_id.clone(),
+            ..fleet::properties()
+        },
+    };
+    Some(Publication {
+        exchange: String::new(),
+        routing_key: asked.reply_to.clone().filter(|address| !address.is_empty())?,
+        routing: Routing::Optional,
+        envelope,
+    })
+}
