@@ -131,6 +131,7 @@ impl<T: Transport> Worker<T> {
             pipeline,
             pulse: pulse.clone(),
             holds: self.holds.clone(),
+            orders: self.orders.clone(),
             observer: self.observer.clone(),
             ending: self.ending.clone(),
         });

@@ -13,6 +13,8 @@ mod support;
 mod bad_messages;
 #[path = "end_to_end/bench.rs"]
 mod bench;
+#[path = "end_to_end/control.rs"]
+mod control;
 #[path = "end_to_end/dead.rs"]
 mod dead;
 #[path = "end_to_end/hostile.rs"]

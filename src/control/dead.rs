@@ -313,11 +313,12 @@ mod tests {
         let again = letters().submission("job-1", "p", &letter(), now);
         assert_eq!((again.exchange.as_str(), again.routing_key.as_str()), ("n.jobs", "p"));
         assert_eq!(again.routing, Routing::Mandatory);
-        let expected = Properties {
-            timestamp: Some(1_800_000_000),
+        let mut expected = Properties {
             headers: [("traceparent".to_owned(), HeaderValue::from("text"))].into(),
             ..letter().properties
         };
+        expected.submit_at(now);
+        assert_eq!(expected.timestamp, Some(1_800_000_000));
         assert_eq!(again.envelope.properties, expected);
         assert_eq!(again.envelope.body, letter().body);
         assert_eq!(Attempt::read(&again.envelope.properties), Attempt::FIRST);

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::event::{Event, Observer};
 use super::ledger::Ledger;
+use super::orders::Orders;
 use super::pipeline::{Pipeline, Taken};
 use super::pulse::{Pulse, STALL};
 use super::{Ending, HoldReason, Holds};
@@ -44,6 +45,9 @@ const QUIET: Duration = Duration::from_secs(1);
 
 /// How often the broker is asked whether the acks so far have arrived, if there were any.
 const PROVE_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a pool that could take jobs waits for orders that were given before.
+const ORDERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// How to subscribe.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -81,6 +85,7 @@ pub(super) struct Intake<T> {
     pub(super) pipeline: Arc<Pipeline<T>>,
     pub(super) pulse: Arc<Pulse>,
     pub(super) holds: Holds,
+    pub(super) orders: Orders,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) ending: Ending,
 }
@@ -238,13 +243,15 @@ impl<T: Transport> Intake<T> {
         let ledger = self.pipeline.ledger();
         ledger.lose_session(); // the one before, if there was one
         let mut proving = pin!(prove(ledger, subscription.barrier()));
-        if mode == Mode::Full {
+        self.orders_read(shutdown).await;
+        if mode == Mode::Full && self.holds.reason(&self.pool.name).is_none() {
             self.tell(Event::Consuming {
                 pool: self.pool.name.clone(),
             });
         }
         let end = loop {
             let delivery = tokio::select! {
+                biased; // nothing is taken that would have to be given back
                 () = shutdown.draining() => break End::Stopped,
                 reason = self.holds.held(&self.pool.name) => break End::Held(reason),
                 () = self.pulse.stalled() => return End::Stalled,
@@ -275,6 +282,18 @@ impl<T: Transport> Intake<T> {
         // Over time the rest is dropped with its subscription, and so given back as well, though marked as redelivered.
         let _ = tokio::time::timeout(GIVE_BACK_GRACE, self.give_back_rest(&mut subscription, shutdown)).await;
         end
+    }
+
+    /// Waits until it is known what operators have ordered before, so that no cancelled job starts; not for ever, since
+    /// jobs matter more than orders that nobody can read.
+    async fn orders_read(&self, shutdown: &Shutdown) {
+        tokio::select! {
+            () = shutdown.draining() => {}
+            read = tokio::time::timeout(ORDERS_WITHIN, self.orders.read()) => if read.is_err() {
+                let pool = &*self.pool.name;
+                tracing::warn!(pool, "not all orders are read within {ORDERS_WITHIN:?}: a job that was cancelled may start");
+            }
+        }
     }
 
     /// Takes what is still on its way and gives it back.

@@ -3,8 +3,10 @@
 //! Results are published before the ack, and what comes after a result (another attempt, a dead letter) between the
 //! two: wherever this is cut off, the job comes again, and nothing is lost.
 //!
-//! It obeys the drain while a job waits for its slot, and the abort always.
+//! It obeys the drain while a job waits for its slot, and the abort always. A job that an operator cancels ends where it
+//! is: at its admission, while it waits for its slot, or with its command.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use super::admit::{Admission, Plan, Refusal, Ticket, admit};
 use super::event::{Event, Observer, RunAccount, StreamAccount};
 use super::hold::{Claim, Present};
 use super::ledger::{Held, Ledger, Recognised};
+use super::orders::{Cancellation, Job, Orders, Watched};
 use super::outbox::{Outbox, Replied};
 use super::outgoing;
 use super::pulse::Pulse;
@@ -22,7 +25,7 @@ use super::slots::{Slot, Slots};
 use super::{Ending, Holds, Worker};
 use crate::config::Pool;
 use crate::executor::{self, End, Outcome, Run, Spawners};
-use crate::message::{Attempt, Envelope, JobId, JobResult, Output, Status, WorkerInfo};
+use crate::message::{Attempt, Envelope, FailureKind, JobId, JobResult, Output, Status, WorkerInfo};
 use crate::supervise::Shutdown;
 use crate::transport::topology::Names;
 use crate::transport::{Delivery, Publication, SettleError, Transport};
@@ -36,6 +39,7 @@ pub(super) struct Pipeline<T> {
     outbox: Outbox<T>,
     ledger: Arc<Ledger>,
     holds: Holds,
+    orders: Orders,
     pulse: Arc<Pulse>,
     observer: Arc<dyn Observer>,
     ending: Ending,
@@ -57,6 +61,7 @@ impl<T: Transport> Pipeline<T> {
             },
             ledger: Arc::default(),
             holds: worker.holds.clone(),
+            orders: worker.orders.clone(),
             pulse,
             observer: worker.observer.clone(),
             ending: worker.ending.clone(),
@@ -106,12 +111,29 @@ impl<T: Transport> Pipeline<T> {
         }
         let now = Timestamp::now();
         let (ticket, admission) = admit(&self.pool, held.envelope(), held.redelivered(), now);
+        let job = self.watch(&ticket, held.envelope());
+        let admission = match (admission, job.cancellation()) {
+            (Admission::Run(_) | Admission::Wait(_), Some(cancellation)) => {
+                Admission::End(Status::Cancelled, refusal(cancellation))
+            }
+            (admission, _) => admission,
+        };
         match admission {
-            Admission::Run(plan) => self.run(held, ticket, *plan, stop).await,
+            Admission::Run(plan) => self.run(held, ticket, *plan, &job, stop).await,
             Admission::Wait(wait) => self.delay(held, &ticket, wait, stop).await,
             Admission::Recount => self.recount(held, &ticket, stop).await,
             Admission::End(status, refusal) => self.refuse(held, &ticket, status, refusal, stop).await,
         }
+    }
+
+    /// Has the job told when it is cancelled.
+    fn watch(&self, ticket: &Ticket, envelope: &Envelope) -> Watched {
+        self.orders.watch(Job {
+            id: ticket.job_id.clone(),
+            labels: ticket.labels.clone(),
+            pool: self.pool.name.clone(),
+            submitted_at: envelope.properties.submitted_at(),
+        })
     }
 
     /// Gives back a job that was not started. A nack would count as a redelivery, and a worker that stops in good
@@ -136,8 +158,15 @@ impl<T: Transport> Pipeline<T> {
         }
     }
 
-    async fn run(&self, held: Held, ticket: Ticket, plan: Plan, stop: &Shutdown) {
-        let Some(turn) = self.turn(&ticket).await else {
+    async fn run(&self, held: Held, ticket: Ticket, plan: Plan, job: &Watched, stop: &Shutdown) {
+        let turn = tokio::select! {
+            biased; // its turn must not win over its end
+            cancellation = job.cancelled() => {
+                return self.refuse(held, &ticket, Status::Cancelled, refusal(cancellation), stop).await;
+            }
+            turn = self.turn(&ticket) => turn,
+        };
+        let Some(turn) = turn else {
             return self.hand_back_held(held, stop).await;
         };
         let now = Timestamp::now();
@@ -151,13 +180,15 @@ impl<T: Transport> Pipeline<T> {
         let Plan {
             run, retry, ready_at, ..
         } = plan;
-        let outcome = self.execute(&ticket, run, ready_at, now, stop).await;
+        let started = Started { now, ready_at };
+        let outcome = self.execute(&ticket, run, started, job, stop).await;
         drop(turn);
-        if outcome.end == End::Cancelled {
+        let cancellation = job.cancellation();
+        if outcome.end == End::Cancelled && cancellation.is_none() {
             return self.cut(held, &ticket).await;
         }
         let conclusion = settle::conclude(&ticket, &retry, outcome, self.identity.clone());
-        self.conclude(held, &ticket, conclusion, stop).await;
+        self.conclude(held, &ticket, conclusion.told(cancellation), stop).await;
     }
 
     /// Waits for the job's turn to be started; `None` when it is not to be, as the worker drains, or its pool is held.
@@ -194,17 +225,19 @@ impl<T: Transport> Pipeline<T> {
         })
     }
 
-    async fn execute(
-        &self,
-        ticket: &Ticket,
-        run: Run,
-        ready_at: Option<Timestamp>,
-        now: Timestamp,
-        stop: &Shutdown,
-    ) -> Outcome {
+    async fn execute(&self, ticket: &Ticket, run: Run, started: Started, job: &Watched, stop: &Shutdown) -> Outcome {
+        let Started { now, ready_at } = started;
         let mut running = Running::start(self, ticket, waited(ticket, ready_at, now));
         let run = self.with_facts(run, ticket, now);
-        let outcome = executor::execute(&self.spawners, run, stop.abort_token()).await;
+        let kill = stop.abort_token();
+        let mut run = pin!(executor::execute(&self.spawners, run, kill.clone()));
+        let outcome = tokio::select! {
+            outcome = &mut run => outcome,
+            _ = job.cancelled() => {
+                kill.cancel();
+                run.await
+            }
+        };
         running.account = account(&outcome);
         outcome
     }
@@ -397,6 +430,21 @@ const ALONE_FROM: u32 = 2;
 struct Turn {
     _claim: Option<Claim>,
     _slot: Slot,
+}
+
+/// When a job starts, and since when it could have.
+struct Started {
+    now: Timestamp,
+    ready_at: Option<Timestamp>,
+}
+
+/// The refusal of a job that an operator has cancelled.
+fn refusal(cancellation: &Cancellation) -> Refusal {
+    Refusal {
+        kind: FailureKind::Cancelled,
+        field: None,
+        message: cancellation.to_string(),
+    }
 }
 
 /// A settlement that did not arrive: the session is gone, and the broker hands the job out again, marked.

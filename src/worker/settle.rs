@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::admit::{Refusal, Ticket};
+use super::orders::Cancellation;
 use crate::config::Retry;
 use crate::executor::{End, Outcome};
 use crate::message::{
@@ -39,6 +40,16 @@ pub(super) enum Next {
         /// The path of the field at fault, if it is one's.
         field: Option<String>,
     },
+}
+
+impl Conclusion {
+    /// Says who has cancelled the job, where that is how it ended.
+    pub(super) fn told(mut self, cancellation: Option<&Cancellation>) -> Self {
+        if let (Status::Cancelled, Some(cancellation)) = (self.result.status, cancellation) {
+            self.result.error = failure(FailureKind::Cancelled, cancellation.to_string());
+        }
+        self
+    }
 }
 
 /// Concludes a job that was given to the executor.
@@ -190,8 +201,8 @@ fn after_run(ticket: &Ticket, retry: &Retry, status: Status, exit_code: Option<i
 }
 
 fn is_retried(retry: &Retry, status: Status, exit_code: Option<i32>) -> bool {
-    if status == Status::Succeeded {
-        return false;
+    if matches!(status, Status::Succeeded | Status::Cancelled) {
+        return false; // an end, whatever was chosen
     }
     let by_status = |statuses: &Vec<Status>| statuses.contains(&status);
     let by_code = |codes: &Vec<i32>| status == Status::Failed && exit_code.is_some_and(|code| codes.contains(&code));
@@ -473,6 +484,30 @@ mod tests {
         assert!(
             !is_retried(&success, End::Exited(0)),
             "a success is the end, whatever was chosen"
+        );
+    }
+
+    #[test]
+    fn a_cancelled_run_keeps_its_output_says_who_cancelled_it_and_is_the_end() {
+        let chosen = Retry {
+            statuses: Some(vec![Status::Cancelled, Status::Failed]),
+            ..retry(5)
+        };
+        let by = Cancellation::new("2030-01-31T12:00:00Z".parse().unwrap(), Some("me".to_owned()));
+        let Conclusion { result, next } = ended(&chosen, 0, End::Cancelled).told(Some(&by));
+        assert_eq!(
+            (result.status, result.is_final, next),
+            (Status::Cancelled, true, Next::Done)
+        );
+        assert_eq!(result.stdout.text, "out");
+        let message = result.error.map(|error| error.message);
+        assert_eq!(message.as_deref(), Some("cancelled by me at 2030-01-31T12:00:00Z"));
+
+        let other = ended(&chosen, 0, End::Exited(1)).told(Some(&by)).result;
+        assert_eq!(
+            (other.status, other.error),
+            (Status::Failed, None),
+            "it ended by itself"
         );
     }
 
