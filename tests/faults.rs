@@ -4,6 +4,7 @@
 //! - [`shutdown`]: the first signal drains, the second aborts, wherever the worker is.
 //! - [`cancellation`]: the worker's future is dropped, or its sessions end, at scripted points.
 //! - [`dead`]: dead letters are looked at, retried and dropped, and the one who does it is cut short.
+//! - [`orders`]: cancelled, paused, resumed, wherever the jobs are.
 //! - [`random`]: the same at points that nobody chose, with a seed.
 //! - [`supervision`]: panics are contained, what ends unasked is started again, within bounds.
 //! - [`private_broker`]: `synthex worker` as a process, and a RabbitMQ node that is killed, frozen, short of memory.
@@ -19,6 +20,8 @@ mod cancellation;
 mod dead;
 #[path = "faults/load.rs"]
 mod load;
+#[path = "faults/orders.rs"]
+mod orders;
 #[path = "faults/private_broker.rs"]
 mod private_broker;
 #[path = "faults/random.rs"]
@@ -107,6 +110,10 @@ on_both! {
         an_ack_that_is_lost_leaves_a_letter_although_its_job_runs_again
         a_retry_that_is_cut_loses_nothing
         a_pass_whose_sessions_are_lost_says_so_and_loses_nothing;
+    orders:
+        no_job_starts_before_the_orders_are_read
+        a_cancel_ends_what_runs_and_what_waits_for_its_slot
+        a_pause_gives_back_what_was_not_started_until_it_is_resumed;
     random:
         any_mix_of_faults_and_cuts_loses_no_job_and_starts_none_uncounted;
     supervision:

@@ -22,7 +22,7 @@ use synthex::transport::topology::{Binding, Declare, Names, Queue, Topology};
 use synthex::transport::{Delivery, Publication, Routing, Subscribe, Subscription, Transport};
 use synthex::worker::event::{Event, Observers};
 use synthex::worker::orders::Orders;
-use synthex::worker::{Ending, Holds, Identity, Worker};
+use synthex::worker::{Ending, Identity, Worker};
 use tokio::task::JoinHandle;
 
 use crate::support::broker::Vhost;
@@ -195,11 +195,16 @@ impl<T: Transport> Rig<T> {
     }
 
     /// Starts a worker on this transport, a wrapped [`Rig::broker`] or another one.
+    pub fn work<F: Transport>(&self, transport: F, pool: Pool) -> Live {
+        self.work_under(Orders::none(), transport, pool)
+    }
+
+    /// Starts a worker that obeys these orders.
     #[expect(
         clippy::disallowed_methods,
         reason = "a test owns the supervisor's future, to drop it"
     )]
-    pub fn work<F: Transport>(&self, transport: F, pool: Pool) -> Live {
+    pub fn work_under<F: Transport>(&self, orders: Orders, transport: F, pool: Pool) -> Live {
         let shutdown = Shutdown::new();
         let (channels, tasks) = (Channels::default(), TaskAccounts::default());
         let info = PoolInfo {
@@ -213,13 +218,13 @@ impl<T: Transport> Rig<T> {
             transport,
             names: self.names.clone(),
             spawners: spawners(),
-            orders: Orders::none(),
+            holds: orders.holds().clone(),
+            orders,
             identity: Identity {
                 id: JobId::random().to_string(),
                 host: "test".into(),
             },
             observer: Arc::new(Observers(vec![observer.clone(), Arc::new(metrics.clone())])),
-            holds: Holds::default(),
             channels: channels.clone(),
             tasks: tasks.clone(),
             ending: Ending::new(shutdown.clone()),

@@ -1,0 +1,97 @@
+//! What operators have ordered, wherever the jobs are.
+
+use serde_json::json;
+use synthex::message::{Order, Status, now};
+use synthex::transport::Transport;
+use synthex::worker::Holds;
+use synthex::worker::event::Event;
+use synthex::worker::orders::Orders;
+
+use crate::rig::{Live, POOL, Rig, ends};
+
+fn cancel(orders: &Orders, ids: &[&str]) {
+    let order = Order::Cancel {
+        ids: ids.iter().map(|id| id.parse().expect("an id")).collect(),
+        labels: [].into(),
+        pool: None,
+        at: now(),
+        by: Some("a test".to_owned()),
+    };
+    orders.apply(&order, now());
+}
+
+fn has_started(live: &Live) -> bool {
+    live.observer.count(|event| matches!(event, Event::JobStarted { .. })) > 0
+}
+
+/// The consumer is live and has the job, but a worker that does not know what was ordered before it lived starts none.
+pub async fn no_job_starts_before_the_orders_are_read<T: Transport>(rig: Rig<T>) {
+    rig.publish("unwanted", &json!({ "command": ["true"] })).await;
+    let orders = Orders::unread(Holds::default());
+    let live = rig.work_under(orders.clone(), rig.broker.clone(), rig.pool());
+    rig.wait_for_waiting_jobs(0).await;
+    cancel(&orders, &["unwanted"]);
+    assert!(!has_started(&live));
+    orders.set_read();
+    let results = rig.wait_for_ends(["unwanted".to_owned()]).await;
+    assert_eq!(ends(&results["unwanted"]), [(1, Status::Cancelled)]);
+    assert!(!has_started(&live));
+    live.stop().await.assert_clean();
+    rig.assert_queue_is_empty().await;
+}
+
+pub async fn a_cancel_ends_what_runs_and_what_waits_for_its_slot<T: Transport>(rig: Rig<T>) {
+    let ids = ["one", "two", "three"];
+    for id in ids {
+        rig.publish(id, &rig.gated("never")).await;
+    }
+    let orders = Orders::none();
+    let live = rig.work_under(orders.clone(), rig.broker.clone(), rig.pool());
+    live.started(2).await;
+    live.taken(3).await;
+    rig.wait_for_begun(2).await;
+    cancel(&orders, &ids);
+    let results = rig.wait_for_ends(ids.map(str::to_owned)).await;
+    for id in ids {
+        assert_eq!(ends(&results[id]), [(1, Status::Cancelled)], "{id}");
+        let error = results[id][0].error.as_ref().expect("it says by whom");
+        assert!(
+            error.message.starts_with("cancelled by a test at "),
+            "{}",
+            error.message
+        );
+    }
+    let ran = ids.iter().filter(|id| results[**id][0].started_at.is_some()).count();
+    assert_eq!(ran, 2, "the third never ran");
+    let stopped = live.stop().await;
+    stopped.assert_clean();
+    rig.nothing_left_of(&stopped).await;
+    assert_eq!(stopped.ending.cut(), 0, "a cancelled job is not given back");
+    rig.assert_queue_is_empty().await;
+}
+
+pub async fn a_pause_gives_back_what_was_not_started_until_it_is_resumed<T: Transport>(rig: Rig<T>) {
+    for id in ["one", "two", "three"] {
+        rig.publish(id, &rig.gated("gate")).await;
+    }
+    let orders = Orders::none();
+    let live = rig.work_under(orders.clone(), rig.broker.clone(), rig.pool());
+    live.started(2).await;
+    live.taken(3).await;
+    let (pool, at, by) = (POOL.to_owned(), now(), None);
+    orders.apply(
+        &Order::Pause {
+            pool: pool.clone(),
+            at,
+            by: by.clone(),
+        },
+        at,
+    );
+    rig.wait_for_waiting_jobs(1).await;
+    rig.open("gate");
+    rig.wait_for_results(2).await;
+    assert_eq!(rig.depth(&rig.names.pool_queue(POOL)).await, Some(1));
+    orders.apply(&Order::Resume { pool, at, by }, at);
+    let rest = rig.finish_with(live, 1).await;
+    assert_eq!(rest.into_values().collect::<Vec<_>>(), [[(1, Status::Succeeded)]]);
+}
