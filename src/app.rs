@@ -5,6 +5,7 @@
 //! they are added and stopped in the reverse one, so signals are heard and metrics served to the end.
 
 pub mod local;
+mod outbox;
 mod signals;
 
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use tokio::net::TcpListener;
 use crate::config::Pool;
 use crate::control::{Board, BoardPool, Control};
 use crate::executor::SpawnerOptions;
+pub use outbox::{OutboxChoice, OutboxOptions};
+
 pub use crate::executor::{CgroupChoice, Spawners, StartError as SpawnersError};
 use crate::flow::channel::Channels;
 use crate::message::JobId;
@@ -26,7 +29,8 @@ use crate::transport::{BrokerObserver, Transport, TransportError};
 use crate::worker::event::{Event, Observer, Observers};
 use crate::worker::log::EventLog;
 use crate::worker::orders::Orders;
-use crate::worker::{Ending, Holds, Identity, Worker};
+use crate::worker::spool::SpoolError;
+use crate::worker::{Ending, Holds, Identity, Ledgers, Worker};
 use signals::Signals;
 
 /// Restarts that are still a stumble; more in that time are a fall.
@@ -55,6 +59,8 @@ pub struct ServeOptions {
     pub namespace: String,
     /// Where to serve metrics; `None` for nowhere.
     pub metrics_addr: Option<String>,
+    /// Where results wait on disk while the broker is away.
+    pub outbox: OutboxOptions,
 }
 
 /// How a worker ended.
@@ -77,6 +83,9 @@ pub enum StartError {
     /// The address for the metrics cannot be used.
     #[error("{0}")]
     Bind(#[source] std::io::Error),
+    /// The directory that was named for the outbox cannot be used.
+    #[error(transparent)]
+    Outbox(#[from] SpoolError),
     /// The embedded broker refused its own topology, or a client could not use the broker.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -90,21 +99,26 @@ pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
     let shutdown = Shutdown::new();
     let parts = Parts::new(&options.pools, options.spawners)?;
     let listener = parts.bind(options.metrics_addr.as_deref()).await?;
+    let destination = outbox::Destination::new(&options.namespace, &options.addresses);
     let mut config = AmqpConfig::new(options.addresses);
     config.observer = broker_observer(parts.observer.clone());
     let transport = Amqp::new(config);
-    let worker = parts.worker(
+    let mut worker = parts.worker(
         transport.clone(),
         &options.namespace,
         Orders::unread(Holds::default()),
         &shutdown,
     );
+    worker.spool = outbox::open(options.outbox, &destination, &worker).await?;
     let control = Control::of(&worker, parts.board.clone(), declare(&options.pools), shutdown.clone());
     let report = parts
         .tree(&worker, control.children(), options.pools, listener, &shutdown)
         .run(shutdown)
         .await;
     transport.close().await;
+    if let Some(spool) = worker.spool {
+        spool.close().await;
+    }
     Ok(Ended {
         report,
         ending: worker.ending,
@@ -169,6 +183,8 @@ impl Parts {
             channels: self.channels.clone(),
             tasks: self.tasks.clone(),
             ending: Ending::new(shutdown.clone()),
+            ledgers: Ledgers::default(),
+            spool: None,
         }
     }
 
@@ -187,6 +203,9 @@ impl Parts {
             tree = tree.child(metrics_server(listener, self.metrics, self.health));
         }
         tree = control.into_iter().fold(tree, Supervisor::child);
+        if let Some(replay) = worker.replay(declare(&pools)) {
+            tree = tree.child(replay);
+        }
         for pool in pools {
             for child in worker.children(&Arc::new(pool)) {
                 tree = tree.child(child);

@@ -15,6 +15,7 @@ mod job_args;
 mod lines;
 mod logging;
 mod operator;
+mod outbox_args;
 mod pause;
 mod print;
 mod resume;

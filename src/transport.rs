@@ -21,6 +21,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::message::{Envelope, HeaderValue};
 use topology::{Declare, Topology};
 
@@ -203,7 +205,7 @@ pub struct Topic {
 }
 
 /// A message on its way out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Publication {
     /// The exchange; empty for the default exchange, where the routing key is a queue's name.
     pub exchange: String,
@@ -216,7 +218,7 @@ pub struct Publication {
 }
 
 /// Whether a message must reach a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Routing {
     /// Somebody must get it: no queue is an error ([`PublishError::Unroutable`]).
     Mandatory,

@@ -14,7 +14,9 @@
 //! - [`orders`] knows which jobs operators have cancelled.
 //! - [`admit`] decides, from a delivery alone, what is to become of it: run, wait, count again, or end without a run.
 //! - [`settle`] decides, from an outcome alone, what the result is and what comes after it.
-//! - [`outgoing`] makes the messages of both, [`outbox`] sees them confirmed, [`pipeline`] does it all in order.
+//! - [`outgoing`] makes the messages of both, [`outbox`] sees one confirmed, [`pipeline`] does it all in order.
+//! - [`parcel`] is all that an attempt sends at its end, [`post`] sends it, and [`spool`] keeps it on disk while the
+//!   broker is away; [`replay`] sends what an earlier worker could not.
 //! - [`pulse`] tells a consumer that is connected and gets nothing.
 //! - [`event`] is what the rest of the program hears of it.
 //!
@@ -32,11 +34,15 @@ pub mod log;
 pub mod orders;
 mod outbox;
 mod outgoing;
+mod parcel;
 mod pipeline;
+mod post;
 mod probe;
 mod pulse;
+mod replay;
 mod settle;
 mod slots;
+pub mod spool;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
@@ -48,18 +54,21 @@ use crate::executor::Spawners;
 use crate::flow::channel::Channels;
 use crate::message::WorkerInfo;
 use crate::supervise::{Child, Restart, Shutdown, TaskAccounts, TaskError};
-use crate::transport::topology::{Names, Topology};
+use crate::transport::topology::{Declare, Names, Topology};
 use crate::transport::{Transport, TransportError};
 use event::Observer;
 
 use dispatcher::Dispatcher;
 pub use hold::{HoldReason, Holds};
 use intake::Intake;
+pub use ledger::Ledgers;
 use orders::Orders;
 pub(crate) use outgoing::again;
 use pipeline::Pipeline;
 use probe::QueueProbe;
 use pulse::Pulse;
+use replay::{Replay, Waiting};
+use spool::Spool;
 
 /// What all pools of a worker share.
 #[derive(Clone)]
@@ -84,6 +93,10 @@ pub struct Worker<T> {
     pub tasks: TaskAccounts,
     /// How it ends.
     pub ending: Ending,
+    /// What is remembered of messages, by pool.
+    pub ledgers: Ledgers,
+    /// Where results wait on disk while the broker is away; `None` for memory alone.
+    pub spool: Option<Spool>,
 }
 
 /// Who a worker is.
@@ -147,6 +160,25 @@ impl<T: Transport> Worker<T> {
             permanent("dispatcher", dispatcher, Dispatcher::run),
             permanent("intake", intake, Intake::run),
         ]
+    }
+}
+
+impl<T: Transport> Worker<T> {
+    /// The task that publishes what workers that are gone have left in the outbox; to be made before any that consumes, for
+    /// the messages it answers are known from then on. `None` when there is no outbox.
+    #[must_use]
+    pub fn replay(&self, declare: Declare) -> Option<Child> {
+        let spool = self.spool.clone()?;
+        let replay = Arc::new(Replay {
+            transport: self.transport.clone(),
+            names: self.names.clone(),
+            declare,
+            waiting: Waiting::new(&spool, &self.ledgers),
+            spool,
+            observer: self.observer.clone(),
+        });
+        let run = move |shutdown| Replay::run(replay.clone(), shutdown);
+        Some(Child::new("replay", Restart::Transient, run))
     }
 }
 

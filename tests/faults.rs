@@ -7,21 +7,27 @@
 //! - [`orders`]: cancelled, paused, resumed, wherever the jobs are.
 //! - [`random`]: the same at points that nobody chose, with a seed.
 //! - [`supervision`]: panics are contained, what ends unasked is started again, within bounds.
+//! - [`outbox`]: results that wait on disk, and who publishes them.
+//! - [`crash`]: `synthex worker` killed while RabbitMQ is away, and with a full disk.
 //! - [`private_broker`]: `synthex worker` as a process, and a RabbitMQ node that is killed, frozen, short of memory.
 //!
-//! But for the last, each test is written once and is there twice: on the in-process broker and on RabbitMQ. Faults come
+//! But for the last two, each test is written once and is there twice: on the in-process broker and on RabbitMQ. Faults come
 //! from [`support::faulty`], so that they come where the test says.
 
 mod support;
 
 #[path = "faults/cancellation.rs"]
 mod cancellation;
+#[path = "faults/crash.rs"]
+mod crash;
 #[path = "faults/dead.rs"]
 mod dead;
 #[path = "faults/load.rs"]
 mod load;
 #[path = "faults/orders.rs"]
 mod orders;
+#[path = "faults/outbox.rs"]
+mod outbox;
 #[path = "faults/private_broker.rs"]
 mod private_broker;
 #[path = "faults/random.rs"]
@@ -114,6 +120,11 @@ on_both! {
         no_job_starts_before_the_orders_are_read
         a_cancel_ends_what_runs_and_what_waits_for_its_slot
         a_pause_gives_back_what_was_not_started_until_it_is_resumed;
+    outbox:
+        results_that_are_confirmed_at_once_never_touch_the_disk
+        a_result_whose_publish_fails_is_on_disk_until_it_is_confirmed
+        a_result_that_is_never_confirmed_is_published_by_the_next_worker
+        a_dead_letter_that_is_never_confirmed_is_published_by_the_next_worker;
     random:
         any_mix_of_faults_and_cuts_loses_no_job_and_starts_none_uncounted;
     supervision:

@@ -126,6 +126,7 @@ impl Worker {
             .args(["worker", "--metrics-addr", "127.0.0.1:0"])
             .args(["--slots", &slots.to_string(), "--prefetch", &PREFETCH.to_string()])
             .env("SYNTHEX_AMQP_URL", url)
+            .env("SYNTHEX_OUTBOX", "none")
             .current_dir("/") // where there is no pool file
             .stdin(Stdio::null())
             .stderr(Stdio::piped());

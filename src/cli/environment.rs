@@ -1,6 +1,9 @@
 //! The one place that reads our own environment (besides clap, which reads the twins of flags).
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 /// The caller's environment, for commands that run as if the caller had started them. What is not UTF-8 is left out, and
 /// so are our own settings: the broker's address holds a password.
@@ -10,4 +13,63 @@ pub(super) fn of_the_caller() -> BTreeMap<String, String> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| !name.starts_with("SYNTHEX_"))
         .collect()
+}
+
+/// Where a program of this user keeps what is to outlive it: the directory that systemd has made for it
+/// (`StateDirectory=`), else the one of the XDG base directory specification, root's in `/var/lib`. `None` for a user
+/// without a home.
+pub(super) fn state_folder() -> Option<PathBuf> {
+    #[expect(clippy::disallowed_methods, reason = "this file owns the environment")]
+    let variable = |name: &str| std::env::var_os(name);
+    state_folder_of(variable, rustix::process::geteuid().is_root())
+}
+
+fn state_folder_of(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Option<PathBuf> {
+    // One that is not absolute is to be ignored, says the specification.
+    let folder = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+    let set = |name| variable(name).and_then(folder);
+    // Of several, which `StateDirectory=` may name, the first.
+    let first = |folders: OsString| {
+        folder(OsStr::from_bytes(folders.as_bytes().split(|byte| *byte == b':').next()?).to_owned())
+    };
+    if let Some(state) = variable("STATE_DIRECTORY").and_then(first) {
+        return Some(state);
+    }
+    let state = set("XDG_STATE_HOME").or_else(|| match is_root {
+        true => Some("/var/lib".into()),
+        false => set("HOME").map(|home| home.join(".local/state")),
+    });
+    state.map(|state| state.join("synthex"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_is_kept_where_the_system_wants_it() {
+        let of = |variables: &[(&str, &str)], is_root| {
+            let value = |name: &str| {
+                variables
+                    .iter()
+                    .find(|(set, _)| *set == name)
+                    .map(|(_, value)| value.into())
+            };
+            let folder = state_folder_of(value, is_root);
+            folder.map(|path| path.to_str().unwrap().to_owned()).unwrap_or_default()
+        };
+        let home = ("HOME", "/home/u");
+        let xdg = ("XDG_STATE_HOME", "/xdg");
+        let systemd = ("STATE_DIRECTORY", "/var/lib/private/a:/var/lib/private/b");
+        assert_eq!(of(&[home, xdg, systemd], false), "/var/lib/private/a");
+        assert_eq!(of(&[home, xdg], false), "/xdg/synthex");
+        assert_eq!(of(&[home, xdg], true), "/xdg/synthex");
+        assert_eq!(of(&[home], false), "/home/u/.local/state/synthex");
+        assert_eq!(
+            of(&[home, ("XDG_STATE_HOME", "")], false),
+            "/home/u/.local/state/synthex"
+        );
+        assert_eq!(of(&[home, ("XDG_STATE_HOME", "relative")], true), "/var/lib/synthex");
+        assert_eq!(of(&[], false), "");
+    }
 }

@@ -7,6 +7,7 @@ use clap::Args;
 use super::broker_args::{BrokerArgs, broker_failure};
 use super::cgroup_args::CgroupArgs;
 use super::exit::{Exit, Failure};
+use super::outbox_args::OutboxArgs;
 use super::print;
 use crate::app::{self, Ended, ServeOptions, Spawners, StartError};
 use crate::config::{self, ConfigErrors, Loaded, Overrides};
@@ -41,6 +42,8 @@ pub(super) struct WorkerArgs {
     #[command(flatten)]
     pub(super) cgroup: CgroupArgs,
     #[command(flatten)]
+    outbox: OutboxArgs,
+    #[command(flatten)]
     broker: BrokerArgs,
 }
 
@@ -57,6 +60,7 @@ pub(super) async fn run(args: WorkerArgs, spawners: Spawners) -> Result<Exit, Fa
         addresses: args.broker.addresses()?,
         namespace: args.broker.namespace,
         metrics_addr: metrics_addr(&args.metrics_addr).map(str::to_owned),
+        outbox: args.outbox.options(),
     };
     conclude(&app::serve(options).await.map_err(|error| start_failure(&error))?)
 }
@@ -110,6 +114,10 @@ pub(super) fn config_failure(errors: &ConfigErrors) -> Failure {
 pub(super) fn start_failure(error: &StartError) -> Failure {
     match error {
         StartError::Bind(_) => Failure::new(Exit::Config, format!("failed to {error}")),
+        StartError::Outbox(error) => Failure::new(
+            Exit::Config,
+            format!("failed to {error}; name another one with --outbox, or none"),
+        ),
         StartError::Transport(error) => broker_failure(error),
         StartError::Metrics(_) | StartError::Signals(_) => Failure::new(Exit::Failure, format!("failed to {error}")),
     }

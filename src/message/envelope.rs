@@ -10,6 +10,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::decode::JobError;
 use super::id::JobId;
@@ -17,7 +18,7 @@ use super::timestamp;
 use super::units::quoted;
 
 /// A message as it travels: properties and a body.
-#[derive(Clone, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Envelope {
     /// What the message holds, unread.
     pub body: Bytes,
@@ -26,7 +27,7 @@ pub struct Envelope {
 }
 
 /// The properties of a message, named as AMQP 0-9-1 names them.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Properties {
     /// The form of the body, such as `application/json`.
     pub content_type: Option<String>,
@@ -53,7 +54,7 @@ pub struct Properties {
 }
 
 /// The value of a header, as far as this program tells values apart.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum HeaderValue {
     /// A text, short or long.
     Text(String),

@@ -102,7 +102,7 @@ impl Collector for Runtime {
 }
 
 /// Makes a number fit a gauge.
-fn gauge(number: impl TryInto<i64>) -> i64 {
+pub(super) fn gauge(number: impl TryInto<i64>) -> i64 {
     number.try_into().unwrap_or(i64::MAX)
 }
 

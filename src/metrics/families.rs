@@ -63,6 +63,12 @@ families! {
         control_messages_total: Counter [message];
         /// Cancels that were forgotten because there were too many: their jobs are not cancelled.
         cancels_forgotten_total: Counter [];
+        /// Results on disk that wait for their confirm now.
+        outbox_records: Gauge [];
+        /// Bytes of the files that hold them.
+        outbox_bytes: Gauge [];
+        /// Times that the outbox on disk could not be written or read.
+        outbox_errors_total: Counter [];
         /// Always 1, with the version of this program.
         build_info: Gauge [version];
     }

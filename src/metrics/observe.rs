@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::Metrics;
+use super::collect::gauge;
 use super::families::{STDERR, STDOUT, WorkerFamilies};
 use crate::transport::{BrokerEvent, QueueDepth};
 use crate::worker::event::{Event, Observer, RunAccount, StreamAccount};
@@ -26,6 +27,8 @@ impl Observer for Metrics {
             Event::ResultPending { .. } => families.results_unconfirmed.at([]).inc(),
             Event::ResultSettled { .. } => families.results_unconfirmed.at([]).dec(),
             Event::ResultUnroutable { .. } => families.results_unroutable_total.at([]).inc(),
+            Event::OutboxChanged { records, bytes } => families.outbox_changed(*records, *bytes),
+            Event::OutboxFailed => families.outbox_errors_total.at([]).inc(),
             Event::QueueMeasured { pool, depth } => families.queue_measured(pool, *depth),
             Event::Control { message } => families.control_messages_total.at([message.as_str()]).inc(),
             Event::CancelsForgotten { count } => {
@@ -74,6 +77,11 @@ impl WorkerFamilies {
         self.output_bytes_total.at(labels).inc_by(account.bytes);
         let dropped = self.output_dropped_bytes_total.at(labels);
         dropped.inc_by(account.dropped);
+    }
+
+    fn outbox_changed(&self, records: usize, bytes: u64) {
+        self.outbox_records.at([]).set(gauge(records));
+        self.outbox_bytes.at([]).set(gauge(bytes));
     }
 
     fn queue_measured(&self, pool: &str, depth: QueueDepth) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::hold::HoldReason;
-use crate::message::{FailureKind, JobId, Order, Request, Status};
+use crate::message::{FailureKind, JobId, JobResult, Order, Request, Status};
 use crate::transport::{BrokerEvent, QueueDepth};
 
 /// Something that happened. `pool` is the only label that metrics may take from it.
@@ -131,6 +131,15 @@ pub enum Event {
         /// The address.
         reply_to: String,
     },
+    /// What the outbox on disk holds has changed.
+    OutboxChanged {
+        /// Results in it that are not confirmed.
+        records: usize,
+        /// Bytes of its files.
+        bytes: u64,
+    },
+    /// The outbox on disk could not be written or read.
+    OutboxFailed,
     /// A pool's consumer is live.
     Consuming {
         /// The pool.
@@ -228,6 +237,22 @@ impl ControlMessage {
             Self::Ping => "ping",
             Self::Drain => "drain",
             Self::Invalid => "invalid",
+        }
+    }
+}
+
+impl Event {
+    /// The end of an attempt, as its result has it.
+    pub(super) fn finished(pool: Arc<str>, result: &JobResult) -> Self {
+        let error = result.error.as_ref();
+        Self::JobFinished {
+            pool,
+            job_id: result.job_id.clone(),
+            attempt: result.attempt,
+            status: result.status,
+            is_final: result.is_final,
+            duration: Duration::from_millis(result.duration_ms),
+            error: error.map(|error| (error.kind, error.message.clone())),
         }
     }
 }

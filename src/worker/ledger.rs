@@ -62,6 +62,20 @@ impl MessageKey {
     }
 }
 
+/// As it stands on disk. Another build may hash in another way; then a message is not known, and counted.
+impl From<MessageKey> for u128 {
+    fn from(MessageKey([high, low]): MessageKey) -> Self {
+        (Self::from(high) << 64) | Self::from(low)
+    }
+}
+
+impl From<u128> for MessageKey {
+    #[expect(clippy::cast_possible_truncation, reason = "each half is taken for itself")]
+    fn from(key: u128) -> Self {
+        Self([(key >> 64) as u64, key as u64])
+    }
+}
+
 fn hash_value(value: &HeaderValue, hasher: &mut DefaultHasher) {
     match value {
         HeaderValue::Text(text) => text.hash(hasher),
@@ -88,6 +102,18 @@ pub(super) enum Recognised {
     Adopted,
     /// Its job has ended here and its ack was lost: to be acked, and no more.
     Ended(Delivery),
+}
+
+/// The ledgers of a worker's pools, by their names. Clones share them.
+#[derive(Clone, Default)]
+pub struct Ledgers(Arc<Mutex<BTreeMap<String, Arc<Ledger>>>>);
+
+impl Ledgers {
+    /// The ledger of a pool, always the same.
+    pub(super) fn of(&self, pool: &str) -> Arc<Ledger> {
+        let mut ledgers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ledgers.entry(pool.to_owned()).or_default().clone()
+    }
 }
 
 /// The messages that a pool of this worker has in hand, and those it had.
@@ -163,6 +189,21 @@ impl Ledger {
         let mut state = self.state();
         state.in_hand.entry(held.key).or_default().push(held.place.clone());
         drop(state);
+        held
+    }
+
+    /// Takes a message in hand whose delivery was lost with an earlier worker, and whose job has ended there: should it
+    /// come again, it finds its place.
+    pub(super) fn expect(self: &Arc<Self>, key: MessageKey) -> Held {
+        let held = Held {
+            ledger: self.clone(),
+            key,
+            place: Arc::default(),
+            envelope: Envelope::default(),
+            redelivered: true,
+            returns: 0,
+        };
+        self.state().in_hand.entry(key).or_default().push(held.place.clone());
         held
     }
 
@@ -293,6 +334,11 @@ impl Held {
     /// The message.
     pub(super) fn envelope(&self) -> &Envelope {
         &self.envelope
+    }
+
+    /// What tells it from any other message.
+    pub(super) fn key(&self) -> MessageKey {
+        self.key
     }
 
     /// Whether the broker had handed it out before it came here.

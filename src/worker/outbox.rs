@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::flow::retry::{Backoff, RECONNECT_MAX};
@@ -43,12 +44,21 @@ impl<T: Transport> Outbox<T> {
     /// # Cancel safety
     /// Not cancel safe: a publish that is dropped has an unknown outcome.
     pub(super) async fn deliver(&self, publication: &Publication, stop: &Shutdown) -> bool {
+        self.deliver_noting(publication, stop, &Notify::new()).await
+    }
+
+    /// The same, and notifies `trouble` when the first attempt fails.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe, as above.
+    pub(super) async fn deliver_noting(&self, publication: &Publication, stop: &Shutdown, trouble: &Notify) -> bool {
         let mut wait = Wait::new(&self.pool);
         loop {
             let Some(published) = self.attempt(publication, stop).await else {
                 return false;
             };
             let Err(error) = published else { return true };
+            trouble.notify_one();
             self.repair(&error).await;
             if !wait.after(&error, stop).await {
                 return false;
@@ -57,11 +67,11 @@ impl<T: Transport> Outbox<T> {
     }
 
     /// Publishes a reply until it is confirmed, or clear that its address takes none: a stranger's queue must not hold
-    /// a job up.
+    /// a job up. Notifies `trouble` when the first attempt fails and another may not.
     ///
     /// # Cancel safety
     /// Not cancel safe, as above.
-    pub(super) async fn reply(&self, publication: &Publication, stop: &Shutdown) -> Replied {
+    pub(super) async fn reply(&self, publication: &Publication, stop: &Shutdown, trouble: &Notify) -> Replied {
         let mut wait = Wait::new(&self.pool);
         let mut refusals = 0;
         loop {
@@ -73,6 +83,7 @@ impl<T: Transport> Outbox<T> {
                 Err(PublishError::Unroutable { .. }) => return Replied::Dropped,
                 Err(error) => error,
             };
+            trouble.notify_one();
             refusals += u32::from(is_refusal(&error));
             if refusals >= REPLY_REFUSALS {
                 return Replied::Dropped;

@@ -17,18 +17,20 @@ use super::event::{Event, Observer, RunAccount, StreamAccount};
 use super::hold::{Claim, Present};
 use super::ledger::{Held, Ledger, Recognised};
 use super::orders::{Cancellation, Job, Orders, Watched};
-use super::outbox::{Outbox, Replied};
+use super::outbox::Outbox;
 use super::outgoing;
+use super::parcel::Parcel;
+use super::post::Post;
 use super::pulse::Pulse;
-use super::settle::{self, Conclusion, Next};
+use super::settle::{self, Conclusion};
 use super::slots::{Slot, Slots};
 use super::{Ending, Holds, Worker};
 use crate::config::Pool;
 use crate::executor::{self, End, Outcome, Run, Spawners};
-use crate::message::{Attempt, Envelope, FailureKind, JobId, JobResult, Output, Status, WorkerInfo};
+use crate::message::{Envelope, FailureKind, JobId, Output, Status, WorkerInfo};
 use crate::supervise::Shutdown;
 use crate::transport::topology::Names;
-use crate::transport::{Delivery, Publication, SettleError, Transport};
+use crate::transport::{Delivery, SettleError, Transport};
 
 pub(super) struct Pipeline<T> {
     pool: Arc<Pool>,
@@ -36,7 +38,7 @@ pub(super) struct Pipeline<T> {
     identity: WorkerInfo,
     spawners: Spawners,
     slots: Slots,
-    outbox: Outbox<T>,
+    post: Post<T>,
     ledger: Arc<Ledger>,
     holds: Holds,
     orders: Orders,
@@ -53,13 +55,17 @@ impl<T: Transport> Pipeline<T> {
             identity: worker.identity.in_pool(&pool.name),
             spawners: worker.spawners.clone(),
             slots: Slots::new(pool.slots),
-            outbox: Outbox {
-                transport: worker.transport.clone(),
-                pool: pool.name.clone(),
-                topology: worker.topology(pool),
-                declare: pool.declare,
+            post: Post {
+                outbox: Outbox {
+                    transport: worker.transport.clone(),
+                    pool: pool.name.clone(),
+                    topology: worker.topology(pool),
+                    declare: pool.declare,
+                },
+                spool: worker.spool.clone(),
+                observer: worker.observer.clone(),
             },
-            ledger: Arc::default(),
+            ledger: worker.ledgers.of(&pool.name),
             holds: worker.holds.clone(),
             orders: worker.orders.clone(),
             pulse,
@@ -151,7 +157,7 @@ impl<T: Transport> Pipeline<T> {
         });
         let unstarted = outgoing::unstarted(&self.names, &self.pool.name, held.envelope());
         // A redelivered job has yet to be counted, so it must keep its mark.
-        if !held.redelivered() && held.is_live() && self.outbox.try_deliver(&unstarted, stop).await {
+        if !held.redelivered() && held.is_live() && self.post.outbox.try_deliver(&unstarted, stop).await {
             settled(held.ack().await);
         } else {
             settled(held.give_back().await);
@@ -274,101 +280,21 @@ impl<T: Transport> Pipeline<T> {
 
     /// Result, then what comes after it, then the ack.
     async fn conclude(&self, held: Held, ticket: &Ticket, conclusion: Conclusion, stop: &Shutdown) {
-        let Conclusion { result, next } = conclusion;
-        let done = self.publish_result(ticket, &result, stop).await
-            && self.follow_up(&held, ticket, &result, next, stop).await;
-        if !done {
+        let (names, pool, key) = (&self.names, &*self.pool.name, held.key().into());
+        let parcel = Parcel::of(names, pool, key, held.envelope(), ticket, &conclusion);
+        let Some(receipt) = self.post.send(&parcel, stop).await else {
             return self.cut(held, ticket).await; // the worker stops at once
-        }
-        self.tell_finished(&result);
+        };
+        self.tell(Event::finished(self.pool.name.clone(), &conclusion.result));
         if let Err(error) = held.ack().await {
-            tracing::warn!(pool = &*self.pool.name, job.id = %ticket.job_id, "failed to {error}, though it has ended");
+            tracing::warn!(pool, job.id = %ticket.job_id, "failed to {error}, though it has ended");
         }
-    }
-
-    /// Publishes a result to all who should have it; false when the worker stops before it is confirmed.
-    async fn publish_result(&self, ticket: &Ticket, result: &JobResult, stop: &Shutdown) -> bool {
-        let _unconfirmed = Between::new(
-            self,
-            |pool| Event::ResultPending { pool },
-            |pool| Event::ResultSettled { pool },
-        );
-        let all = outgoing::result(&self.names, ticket, result);
-        let reply = async {
-            match outgoing::reply(ticket, &all) {
-                Some(reply) => self.reply(reply, &ticket.job_id, stop).await,
-                None => true,
-            }
-        };
-        let (all, reply) = tokio::join!(self.outbox.deliver(&all, stop), reply);
-        all && reply
-    }
-
-    /// A `reply_to` that leads nowhere is counted and never holds the job up.
-    async fn reply(&self, reply: Publication, job_id: &JobId, stop: &Shutdown) -> bool {
-        let replied = self.outbox.reply(&reply, stop).await;
-        if replied == Replied::Dropped {
-            self.tell(Event::ResultUnroutable {
-                pool: self.pool.name.clone(),
-                job_id: job_id.clone(),
-                reply_to: reply.routing_key,
-            });
-        }
-        replied != Replied::GaveUp
-    }
-
-    async fn follow_up(&self, held: &Held, ticket: &Ticket, result: &JobResult, next: Next, stop: &Shutdown) -> bool {
-        match next {
-            Next::Done => true,
-            Next::Retry(wait) => self.retry(held, ticket, wait, stop).await,
-            Next::DeadLetter { field } => self.dead_letter(held, ticket, result, field, stop).await,
-        }
-    }
-
-    async fn retry(&self, held: &Held, ticket: &Ticket, wait: Duration, stop: &Shutdown) -> bool {
-        let at = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
-        let job = held.envelope();
-        let again = outgoing::retried(&self.names, &self.pool.name, job, ticket, at, wait);
-        let done = self.outbox.deliver(&again, stop).await;
-        if done {
-            self.tell(Event::JobRetried {
-                pool: self.pool.name.clone(),
-                job_id: ticket.job_id.clone(),
-                delay: wait,
-            });
-        }
-        done
-    }
-
-    async fn dead_letter(
-        &self,
-        held: &Held,
-        ticket: &Ticket,
-        result: &JobResult,
-        field: Option<String>,
-        stop: &Shutdown,
-    ) -> bool {
-        // A run that ended is on the account; one that never began is not.
-        let runs_ended = ticket.attempt.runs_ended + u32::from(result.started_at.is_some());
-        let attempt = Attempt {
-            runs_ended,
-            ..ticket.attempt
-        };
-        let dead = outgoing::dead(&self.names, held.envelope(), attempt, result, field.as_deref());
-        let done = self.outbox.deliver(&dead, stop).await;
-        if done {
-            self.tell(Event::JobDeadLettered {
-                pool: self.pool.name.clone(),
-                job_id: result.job_id.clone(),
-                reason: result.status.to_string(),
-            });
-        }
-        done
+        receipt.close().await;
     }
 
     async fn delay(&self, held: Held, ticket: &Ticket, wait: Duration, stop: &Shutdown) {
         let later = outgoing::waiting(&self.names, &self.pool.name, held.envelope(), &ticket.job_id, wait);
-        if self.outbox.deliver(&later, stop).await {
+        if self.post.outbox.deliver(&later, stop).await {
             self.tell(Event::JobDelayed {
                 pool: self.pool.name.clone(),
                 job_id: ticket.job_id.clone(),
@@ -382,7 +308,7 @@ impl<T: Transport> Pipeline<T> {
         let attempt = ticket.attempt.after_redelivery();
         let job = held.envelope();
         let again = outgoing::recounted(&self.names, &self.pool.name, job, &ticket.job_id, attempt);
-        if self.outbox.deliver(&again, stop).await {
+        if self.post.outbox.deliver(&again, stop).await {
             self.tell(Event::JobRecounted {
                 pool: self.pool.name.clone(),
                 job_id: ticket.job_id.clone(),
@@ -396,19 +322,6 @@ impl<T: Transport> Pipeline<T> {
         self.tell(Event::JobAdopted {
             pool: self.pool.name.clone(),
             message_id: envelope.properties.message_id.clone(),
-        });
-    }
-
-    fn tell_finished(&self, result: &JobResult) {
-        let error = result.error.as_ref();
-        self.tell(Event::JobFinished {
-            pool: self.pool.name.clone(),
-            job_id: result.job_id.clone(),
-            attempt: result.attempt,
-            status: result.status,
-            is_final: result.is_final,
-            duration: Duration::from_millis(result.duration_ms),
-            error: error.map(|error| (error.kind, error.message.clone())),
         });
     }
 

@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::bench::Bench;
@@ -124,6 +126,62 @@ fn get(port: u16, path: &str) -> (u16, String) {
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// The mode of a file that may be looked up by its path alone.
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn the_outbox_is_in_the_user_s_state_unless_it_is_named() {
+    let bench = Bench::new();
+    let (state, named) = (bench.arg("state"), bench.arg("named"));
+    let usual = format!("{state}/synthex/outbox");
+    for (args, outbox) in [(&[][..], &usual), (&["--outbox", &named], &named)] {
+        let args = [&["worker", "--metrics-addr", "none", "--amqp-url", NOBODY], args].concat();
+        let worker = Cli::new(args)
+            .without_env("SYNTHEX_OUTBOX")
+            .env("XDG_STATE_HOME", &state)
+            .spawn();
+        worker.wait_for_line(|line| line.contains("not consuming"));
+        // One folder for namespace, hosts and virtual host, for this user alone.
+        let folder = Path::new(outbox).join("synthex@127.0.0.1:1%2F");
+        assert_eq!(mode(&folder), 0o700);
+        let files = || std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        assert_eq!(files().map(|file| mode(&file)).collect::<Vec<_>>(), [0o600]);
+        worker.signal(Signal::TERM);
+        worker.wait().expect_code(0);
+        assert_eq!(files().count(), 0, "nothing is left behind");
+    }
+}
+
+#[test]
+fn an_outbox_that_cannot_be_used_is_78_if_it_was_named_and_a_warning_if_not() {
+    let bench = Bench::new();
+    let file = bench.file("file", "");
+    assert_says(
+        &refused(&["--outbox", &file, "--amqp-url", NOBODY]),
+        &[&file, "--outbox", "Not a directory"],
+    );
+    assert_says(&refused_usage(&["--outbox-max-bytes", "many"]), &["a size such as"]);
+    let worker = Cli::new(["worker", "--metrics-addr", "none", "--amqp-url", NOBODY])
+        .without_env("SYNTHEX_OUTBOX")
+        .env("XDG_STATE_HOME", &file)
+        .spawn();
+    let line = worker.wait_for_line(|line| line.contains("outbox"));
+    for words in ["WARN", &file, "--outbox", "Not a directory"] {
+        assert!(line.contains(words), "no {words:?} in {line}");
+    }
+    worker.wait_for_line(|line| line.contains("not consuming"));
+    worker.signal(Signal::TERM);
+    worker.wait().expect_code(0);
+}
+
+/// Starts a worker with arguments that nobody can understand.
+#[track_caller]
+fn refused_usage(args: &[&str]) -> Finished {
+    Cli::new([&["worker"], args].concat()).run().expect_code(2)
 }
 
 #[test]

@@ -216,7 +216,7 @@ async fn a_queue_that_is_deleted_under_its_consumer_is_declared_again_and_consum
 }
 
 /// A rig on a virtual host of RabbitMQ, and the address for workers.
-async fn rig(vhost: Vhost) -> (Rig<Amqp>, String) {
+pub async fn rig(vhost: Vhost) -> (Rig<Amqp>, String) {
     let url = vhost.url();
     let addresses = Addresses::parse(&url).expect("the broker's own address");
     let broker = Amqp::new(AmqpConfig::new(addresses));
@@ -224,16 +224,25 @@ async fn rig(vhost: Vhost) -> (Rig<Amqp>, String) {
 }
 
 /// Starts a worker for the rig's pool, with these lines in its file.
-fn worker(rig: &Rig<Amqp>, url: &str, lines: &str) -> Running {
+pub fn worker(rig: &Rig<Amqp>, url: &str, lines: &str) -> Running {
+    prepared(rig, url, lines).spawn()
+}
+
+/// Prepares such a worker.
+pub fn prepared(rig: &Rig<Amqp>, url: &str, lines: &str) -> Cli {
+    let file = pool_file(rig, lines);
+    Cli::new(["worker", &file, "--metrics-addr", "127.0.0.1:0"])
+        .env("SYNTHEX_AMQP_URL", url)
+        .limit(PATIENCE)
+}
+
+/// The file of the rig's pool, with these lines in it.
+pub fn pool_file(rig: &Rig<Amqp>, lines: &str) -> String {
     let file = rig.path(&format!("{}.toml", lines.len()));
     let mark = &rig.mark;
     let pool = format!("pool = \"{POOL}\"\n{lines}\n[env]\n{MARK} = \"{mark}\"\n");
     std::fs::write(&file, pool).expect("the test's own folder can be written");
-    let file = file.to_str().expect("a path in ASCII");
-    Cli::new(["worker", file, "--metrics-addr", "127.0.0.1:0"])
-        .env("SYNTHEX_AMQP_URL", url)
-        .limit(PATIENCE)
-        .spawn()
+    file.to_str().expect("a path in ASCII").to_owned()
 }
 
 /// Publishes jobs that take a quarter of a second each, and say that they run.
@@ -250,7 +259,7 @@ async fn publish_short_jobs(rig: &Rig<Amqp>, count: usize) -> BTreeSet<String> {
 }
 
 /// Stops a worker in good order.
-async fn stop(rig: &Rig<Amqp>, worker: Running) {
+pub async fn stop(rig: &Rig<Amqp>, worker: Running) {
     worker.signal(Signal::TERM);
     let finished = tokio::task::spawn_blocking(|| worker.wait()).await.expect("it ends");
     let finished = finished.expect_code(0);
@@ -292,11 +301,11 @@ async fn check_duplicates(rig: &Rig<Amqp>, mut results: Results) {
     );
 }
 
-fn is_consuming(line: &str) -> bool {
+pub fn is_consuming(line: &str) -> bool {
     line.contains("consuming") && !line.contains("not consuming") && !line.contains("stopped consuming")
 }
 
-fn is_not_consuming(line: &str) -> bool {
+pub fn is_not_consuming(line: &str) -> bool {
     line.contains("not consuming")
 }
 
@@ -314,7 +323,7 @@ async fn wait_for_alarm(broker: &Broker, wanted: bool) {
 }
 
 /// A metric of a worker that has logged where its metrics are, named without its prefix.
-fn scrape(log_line: &str, name: &str) -> f64 {
+pub fn scrape(log_line: &str, name: &str) -> f64 {
     let (_, rest) = log_line.split_once("http://").expect("an address");
     let (address, _) = rest.split_once('/').expect("a path");
     let mut stream = TcpStream::connect(address).expect("the worker serves metrics");

@@ -22,7 +22,8 @@ use synthex::transport::topology::{Binding, Declare, Names, Queue, Topology};
 use synthex::transport::{Delivery, Publication, Routing, Subscribe, Subscription, Transport};
 use synthex::worker::event::{Event, Observers};
 use synthex::worker::orders::Orders;
-use synthex::worker::{Ending, Identity, Worker};
+use synthex::worker::spool::Spool;
+use synthex::worker::{Ending, Identity, Ledgers, Worker};
 use tokio::task::JoinHandle;
 
 use crate::support::broker::Vhost;
@@ -41,6 +42,10 @@ const POLL: Duration = Duration::from_millis(50);
 pub const RESULTS: &str = "results";
 /// The environment variable by which a command of this test is known.
 pub const MARK: &str = "SYNTHEX_TEST_MARK";
+/// The folder of the outbox on disk.
+pub const OUTBOX: &str = "outbox";
+/// How large it may be.
+const OUTBOX_BYTES: u64 = 1 << 20;
 /// Publishes under way at once.
 const PUBLISHERS: usize = 32;
 
@@ -196,15 +201,35 @@ impl<T: Transport> Rig<T> {
 
     /// Starts a worker on this transport, a wrapped [`Rig::broker`] or another one.
     pub fn work<F: Transport>(&self, transport: F, pool: Pool) -> Live {
-        self.work_under(Orders::none(), transport, pool)
+        self.start(transport, pool, Orders::none(), Arc::default(), None)
     }
 
     /// Starts a worker that obeys these orders.
+    pub fn work_under<F: Transport>(&self, orders: Orders, transport: F, pool: Pool) -> Live {
+        self.start(transport, pool, orders, Arc::default(), None)
+    }
+
+    /// Starts a worker that has an outbox on disk, the same as all of this test.
+    pub async fn work_with_outbox<F: Transport>(&self, transport: F, pool: Pool) -> Live {
+        let observer = Arc::new(Recorder::default());
+        let id = JobId::random().to_string();
+        let spool = Spool::open(self.path(OUTBOX), &id, OUTBOX_BYTES, observer.clone()).await;
+        let spool = spool.expect("the test's own folder can be used");
+        self.start(transport, pool, Orders::none(), observer, Some(spool))
+    }
+
     #[expect(
         clippy::disallowed_methods,
         reason = "a test owns the supervisor's future, to drop it"
     )]
-    pub fn work_under<F: Transport>(&self, orders: Orders, transport: F, pool: Pool) -> Live {
+    fn start<F: Transport>(
+        &self,
+        transport: F,
+        pool: Pool,
+        orders: Orders,
+        observer: Arc<Recorder>,
+        spool: Option<Spool>,
+    ) -> Live {
         let shutdown = Shutdown::new();
         let (channels, tasks) = (Channels::default(), TaskAccounts::default());
         let info = PoolInfo {
@@ -213,7 +238,6 @@ impl<T: Transport> Rig<T> {
             prefetch: pool.prefetch,
         };
         let metrics = Metrics::new(&[info], channels.clone(), tasks.clone()).expect("a runtime and a right table");
-        let observer = Arc::new(Recorder::default());
         let worker = Worker {
             transport,
             names: self.names.clone(),
@@ -228,6 +252,8 @@ impl<T: Transport> Rig<T> {
             channels: channels.clone(),
             tasks: tasks.clone(),
             ending: Ending::new(shutdown.clone()),
+            ledgers: Ledgers::default(),
+            spool,
         };
         let budget = Budget {
             restarts: 3,
@@ -235,8 +261,9 @@ impl<T: Transport> Rig<T> {
         };
         let tree = Supervisor::new("worker", Strategy::OneForOne, budget, tasks.clone());
         let tree = worker
-            .children(&Arc::new(pool))
+            .replay(Declare::Active)
             .into_iter()
+            .chain(worker.children(&Arc::new(pool)))
             .fold(tree, Supervisor::child);
         Live {
             run: tokio::spawn(tree.run(shutdown.clone())),

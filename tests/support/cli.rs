@@ -1,6 +1,6 @@
 //! `synthex` and foreign clients as processes: a clean environment, everything they print kept, a hard time limit.
 //!
-//! A program's environment holds `PATH` and what the test gave it, nothing else. Each runs in a process group of its own;
+//! A program's environment holds `PATH`, a worker's outbox that is off, and what the test gave it, nothing else. Each runs in a process group of its own;
 //! when it is dropped or its time is up, the group and all its descendants are killed, so a failed test leaves nothing.
 //! A test that is killed cannot do that; then the kernel kills the program (`PR_SET_PDEATHSIG`).
 //!
@@ -83,6 +83,7 @@ impl Cli {
             .args(words)
             .env_clear()
             .env("PATH", path())
+            .env("SYNTHEX_OUTBOX", "none") // a worker under test leaves nothing on the machine
             .process_group(0);
         command
             .stdin(Stdio::piped())
@@ -107,6 +108,12 @@ impl Cli {
     /// Gives it an environment variable.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.command.env(key, value);
+        self
+    }
+
+    /// Takes an environment variable away that it has by default.
+    pub fn without_env(mut self, key: impl AsRef<OsStr>) -> Self {
+        self.command.env_remove(key);
         self
     }
 

@@ -53,6 +53,12 @@ impl Addresses {
         u32::try_from(self.uris.len()).unwrap_or(u32::MAX)
     }
 
+    /// The virtual host, the same on all hosts.
+    #[must_use]
+    pub fn vhost(&self) -> &str {
+        self.uris.first().map_or("/", |uri| uri.vhost.as_str())
+    }
+
     /// All hosts and ports, for messages.
     #[must_use]
     pub fn hosts(&self) -> String {
@@ -64,8 +70,7 @@ impl Addresses {
 /// Shows the hosts and the virtual host, not the credentials.
 impl fmt::Display for Addresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let vhost = self.uris.first().map_or("/", |uri| uri.vhost.as_str());
-        let vhost = vhost.replace('/', "%2f");
+        let vhost = self.vhost().replace('/', "%2f");
         write!(f, "amqp://{}/{vhost}", self.hosts())
     }
 }

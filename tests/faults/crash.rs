@@ -1,0 +1,152 @@
+//! `synthex worker` that dies, or finds its disk full, while its broker is away.
+
+use std::path::Path;
+
+use synthex::message::Status::Succeeded;
+use synthex::transport::amqp::Amqp;
+
+use crate::private_broker::{is_consuming, is_not_consuming, pool_file, prepared, rig, scrape, stop};
+use crate::rig::{PATIENCE, RESULTS, Rig, ends};
+use crate::support::broker::Broker;
+use crate::support::cli::{Cli, Running};
+use crate::support::process::{Signal, wait_until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_outlives_its_worker_while_the_broker_is_away() {
+    let broker = Broker::start().await;
+    let (rig, url) = rig(broker.vhost().await).await;
+    let outbox = rig.path("outbox");
+    rig.publish("job", &rig.gated("gate")).await;
+    let first = prepared(&rig, &url, "slots = 1").env("SYNTHEX_OUTBOX", &outbox).spawn();
+    rig.wait_for_begun(1).await;
+    use_results(&rig).await;
+    broker.kill();
+    rig.open("gate");
+    becomes(&first, "outbox_records", 1.0);
+    first.signal(Signal::KILL);
+    tokio::task::spawn_blocking(|| first.wait()).await.expect("it ends");
+
+    // It knows of the result before there is a broker.
+    let second = prepared(&rig, &url, "slots = 1").env("SYNTHEX_OUTBOX", &outbox).spawn();
+    second.wait_for_line(is_not_consuming);
+    becomes(&second, "outbox_records", 1.0);
+    broker.restart().await;
+    second.wait_for_line(is_consuming);
+    becomes(&second, "outbox_records", 0.0);
+
+    let results = rig.wait_for_results(1).await;
+    assert_eq!(ends(&results["job"]), [(1, Succeeded)]);
+    assert_eq!(scrape(&metrics(&second), "outbox_errors_total"), 0.0);
+    stop(&rig, second).await;
+    assert_eq!(files_below(&outbox), 0, "nothing is left to publish");
+}
+
+/// The disk is a file system of the worker's own, which goes with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_told_once_and_costs_no_result() {
+    if Cli::program("unshare", ["-m", "true"]).run().code != Some(0) {
+        eprintln!("skipped: a file system of its own takes the right to mount one (root)");
+        return;
+    }
+    let broker = Broker::start().await;
+    let (rig, url) = rig(broker.vhost().await).await;
+    let ids = ["job-1", "job-2", "job-3"].map(String::from);
+    for id in &ids {
+        rig.publish(id, &rig.gated("gate")).await;
+    }
+    let worker = on_a_full_disk(&rig, &url);
+    rig.wait_for_begun(3).await;
+    use_results(&rig).await;
+    broker.kill();
+    rig.open("gate");
+    becomes(&worker, "outbox_errors_total", 3.0);
+    becomes(&worker, "results_unconfirmed", 3.0);
+    assert_eq!(scrape(&metrics(&worker), "outbox_records"), 0.0);
+    let is_warning = |line: &&str| line.contains("failed to write to the outbox");
+    let warnings: Vec<String> = worker.stderr().lines().filter(is_warning).map(str::to_owned).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    for words in ["No space left on device", ".outbox", "--outbox"] {
+        assert!(warnings[0].contains(words), "no {words:?} in {warnings:?}");
+    }
+
+    broker.restart().await;
+    let results = rig.wait_for_ends(ids).await;
+    for (id, results) in &results {
+        assert!(ends(results).contains(&(1, Succeeded)), "{id}: {results:#?}");
+    }
+    stop(&rig, worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_outbox_nothing_is_written() {
+    let broker = Broker::start().await;
+    let (rig, url) = rig(broker.vhost().await).await;
+    let state = rig.path("state");
+    rig.publish("job", &rig.gated("gate")).await;
+    let worker = prepared(&rig, &url, "slots = 1")
+        .env("SYNTHEX_OUTBOX", "none")
+        .env("STATE_DIRECTORY", &state)
+        .env("XDG_STATE_HOME", &state)
+        .spawn();
+    rig.wait_for_begun(1).await;
+    use_results(&rig).await;
+    broker.kill();
+    rig.open("gate");
+    becomes(&worker, "results_unconfirmed", 1.0);
+    broker.restart().await;
+    rig.wait_for_results(1).await;
+    assert!(!state.exists());
+    assert_eq!(scrape(&metrics(&worker), "outbox_records"), 0.0);
+    stop(&rig, worker).await;
+}
+
+/// Has a message go through the queue of results: one that never had any finds no leader after its node was killed
+/// (RabbitMQ 3.10).
+async fn use_results(rig: &Rig<Amqp>) {
+    assert!(rig.take_all(RESULTS).await.is_empty());
+}
+
+/// Starts a worker with three slots whose outbox is on a full disk.
+fn on_a_full_disk(rig: &Rig<Amqp>, url: &str) -> Running {
+    const FILL: &str = r#"mount -t tmpfs -o size=64k tmpfs "$1" && head -c 1M /dev/zero >"$1/full" 2>/dev/null
+        shift && exec "$@""#;
+    let disk = rig.path("disk");
+    std::fs::create_dir(&disk).expect("the test's own folder can be written");
+    let (pool, disk) = (pool_file(rig, "slots = 3"), disk.to_str().expect("a path in ASCII"));
+    let synthex = [
+        env!("CARGO_BIN_EXE_synthex"),
+        "worker",
+        &pool,
+        "--metrics-addr",
+        "127.0.0.1:0",
+    ];
+    let words = [&["-m", "sh", "-c", FILL, "sh", disk], &synthex[..]].concat();
+    Cli::program("unshare", words)
+        .env("SYNTHEX_AMQP_URL", url)
+        .env("SYNTHEX_OUTBOX", format!("{disk}/outbox"))
+        .limit(PATIENCE)
+        .spawn()
+}
+
+/// The line in which a worker has said where its metrics are.
+fn metrics(worker: &Running) -> String {
+    worker.wait_for_line(|line| line.contains("metrics on http://"))
+}
+
+/// Waits until a metric of a worker has this value.
+fn becomes(worker: &Running, name: &str, value: f64) {
+    let line = metrics(worker);
+    wait_until(PATIENCE, &format!("{name} becomes {value}"), || {
+        scrape(&line, name) == value
+    });
+}
+
+/// Files in a folder and those in it.
+fn files_below(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder).expect("it is there");
+    let of_entry = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.expect("it can be read").path();
+        if path.is_dir() { files_below(&path) } else { 1 }
+    };
+    entries.map(of_entry).sum()
+}

@@ -1,0 +1,100 @@
+//! Results that wait on disk: written only when they have to wait, and published by whoever comes next.
+
+use serde_json::json;
+use synthex::message::Status::{self, Failed, Succeeded};
+use synthex::transport::Transport;
+use synthex::worker::event::Event;
+
+use crate::rig::{Live, OUTBOX, Rig, ends, soon};
+use crate::support::faulty::{Faulty, Gate, PublishFault, dead_letters, results};
+
+pub async fn results_that_are_confirmed_at_once_never_touch_the_disk<T: Transport>(rig: Rig<T>) {
+    let live = rig.work_with_outbox(rig.broker.clone(), rig.pool()).await;
+    for number in 0..10 {
+        rig.publish(&format!("job-{number}"), &json!({ "command": ["true"] }))
+            .await;
+    }
+    rig.wait_for_ends((0..10).map(|number| format!("job-{number}"))).await;
+    let stopped = live.stop().await;
+    stopped.assert_clean();
+    assert_eq!(stopped.observer.count(|event| on_disk(event, 1)), 0);
+    assert_eq!(rig.outbox_files(), 0, "a worker that leaves nothing leaves no file");
+}
+
+pub async fn a_result_whose_publish_fails_is_on_disk_until_it_is_confirmed<T: Transport>(rig: Rig<T>) {
+    let (transport, gate) = (Faulty::new(rig.broker.clone()), Gate::default());
+    transport.on_publish(results, 1..=1, PublishFault::UnknownLost);
+    transport.on_publish(results, 2..=2, PublishFault::HangsBefore(gate.clone()));
+    let live = rig.work_with_outbox(transport, rig.pool()).await;
+    rig.publish("job", &json!({ "command": ["true"] })).await;
+    gate.reached().await;
+    is_on_disk(&live, 1).await;
+    gate.open();
+    let results = rig.wait_for_ends(["job".to_owned()]).await;
+    assert_eq!(ends(&results["job"]), [(1, Succeeded)]);
+    live.stop().await.assert_clean();
+    assert_eq!(rig.outbox_files(), 0);
+}
+
+pub async fn a_result_that_is_never_confirmed_is_published_by_the_next_worker<T: Transport>(rig: Rig<T>) {
+    let (transport, gate) = (Faulty::new(rig.broker.clone()), Gate::default());
+    transport.on_publish(results, .., PublishFault::HangsBefore(gate.clone()));
+    die_with_a_result_on_disk(&rig, transport).await;
+
+    let live = rig.work_with_outbox(rig.broker.clone(), rig.pool()).await;
+    let results = rig.wait_for_results(1).await;
+    assert_eq!(ends(&results["job"]), [(1, Failed)]);
+    live.stop().await;
+    assert_eq!(rig.outbox_files(), 0);
+}
+
+pub async fn a_dead_letter_that_is_never_confirmed_is_published_by_the_next_worker<T: Transport>(rig: Rig<T>) {
+    let (transport, gate) = (Faulty::new(rig.broker.clone()), Gate::default());
+    transport.on_publish(dead_letters, .., PublishFault::HangsBefore(gate.clone()));
+    rig.publish("job", &json!({ "command": 7 })).await;
+    let live = rig.work_with_outbox(transport, rig.pool()).await;
+    gate.reached().await;
+    is_on_disk(&live, 1).await;
+    live.drop_now().await;
+    assert_eq!(rig.dead_letters().await, [""; 0]);
+
+    let live = rig.work_with_outbox(rig.broker.clone(), rig.pool()).await;
+    let finished = |event: &Event| matches!(event, Event::JobDeadLettered { .. });
+    live.observer.wait_for("its dead letter", finished).await;
+    live.stop().await;
+    assert!(rig.dead_letters().await.contains(&"job".to_owned()));
+    let all = rig.results().await;
+    assert!(
+        all["job"].iter().all(|result| result.status == Status::Rejected),
+        "{all:#?}"
+    );
+}
+
+/// Runs a job that fails, and drops the worker once its result is on disk and nowhere else.
+async fn die_with_a_result_on_disk<T: Transport>(rig: &Rig<T>, transport: Faulty<T>) {
+    rig.publish("job", &json!({ "command": ["false"] })).await;
+    let live = rig.work_with_outbox(transport, rig.pool()).await;
+    is_on_disk(&live, 1).await;
+    live.drop_now().await;
+    assert_eq!(rig.outbox_files(), 1);
+}
+
+/// Waits until so many results are on disk.
+async fn is_on_disk(live: &Live, count: usize) {
+    let told = live
+        .observer
+        .wait_for("a result is on disk", |event| on_disk(event, count));
+    soon("the outbox", told).await;
+}
+
+fn on_disk(event: &Event, count: usize) -> bool {
+    matches!(event, Event::OutboxChanged { records, .. } if *records == count)
+}
+
+impl<T: Transport> Rig<T> {
+    /// How many files the outbox has.
+    pub fn outbox_files(&self) -> usize {
+        let folder = std::fs::read_dir(self.path(OUTBOX)).expect("the worker has made it");
+        folder.count()
+    }
+}
