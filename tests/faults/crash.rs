@@ -1,12 +1,13 @@
 //! `synthex worker` that dies, or finds its disk full, while its broker is away.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use synthex::message::Status::Succeeded;
 use synthex::transport::amqp::Amqp;
 
-use crate::private_broker::{is_consuming, is_not_consuming, pool_file, prepared, rig, scrape, stop};
-use crate::rig::{PATIENCE, RESULTS, Rig, ends};
+use crate::private_broker::{is_consuming, is_not_consuming, pool_file, prepared, rig, scrape};
+use crate::rig::{PATIENCE, RESULTS, Rig, soon, take_result};
 use crate::support::broker::Broker;
 use crate::support::cli::{Cli, Running};
 use crate::support::process::{Signal, wait_until};
@@ -19,8 +20,7 @@ async fn a_result_outlives_its_worker_while_the_broker_is_away() {
     rig.publish("job", &rig.gated("gate")).await;
     let first = prepared(&rig, &url, "slots = 1").env("SYNTHEX_OUTBOX", &outbox).spawn();
     rig.wait_for_begun(1).await;
-    use_results(&rig).await;
-    broker.kill();
+    kill(&broker).await;
     rig.open("gate");
     becomes(&first, "outbox_records", 1.0);
     first.signal(Signal::KILL);
@@ -34,10 +34,9 @@ async fn a_result_outlives_its_worker_while_the_broker_is_away() {
     second.wait_for_line(is_consuming);
     becomes(&second, "outbox_records", 0.0);
 
-    let results = rig.wait_for_results(1).await;
-    assert_eq!(ends(&results["job"]), [(1, Succeeded)]);
+    first_attempts(&rig, ["job".to_owned()]).await;
     assert_eq!(scrape(&metrics(&second), "outbox_errors_total"), 0.0);
-    stop(&rig, second).await;
+    stop(second).await;
     assert_eq!(files_below(&outbox), 0, "nothing is left to publish");
 }
 
@@ -56,8 +55,7 @@ async fn a_full_disk_is_told_once_and_costs_no_result() {
     }
     let worker = on_a_full_disk(&rig, &url);
     rig.wait_for_begun(3).await;
-    use_results(&rig).await;
-    broker.kill();
+    kill(&broker).await;
     rig.open("gate");
     becomes(&worker, "outbox_errors_total", 3.0);
     becomes(&worker, "results_unconfirmed", 3.0);
@@ -70,11 +68,8 @@ async fn a_full_disk_is_told_once_and_costs_no_result() {
     }
 
     broker.restart().await;
-    let results = rig.wait_for_ends(ids).await;
-    for (id, results) in &results {
-        assert!(ends(results).contains(&(1, Succeeded)), "{id}: {results:#?}");
-    }
-    stop(&rig, worker).await;
+    first_attempts(&rig, ids).await;
+    stop(worker).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,21 +84,42 @@ async fn without_an_outbox_nothing_is_written() {
         .env("XDG_STATE_HOME", &state)
         .spawn();
     rig.wait_for_begun(1).await;
-    use_results(&rig).await;
-    broker.kill();
+    kill(&broker).await;
     rig.open("gate");
     becomes(&worker, "results_unconfirmed", 1.0);
     broker.restart().await;
-    rig.wait_for_results(1).await;
+    first_attempts(&rig, ["job".to_owned()]).await;
     assert!(!state.exists());
     assert_eq!(scrape(&metrics(&worker), "outbox_records"), 0.0);
-    stop(&rig, worker).await;
+    stop(worker).await;
 }
 
-/// Has a message go through the queue of results: one that never had any finds no leader after its node was killed
-/// (RabbitMQ 3.10).
-async fn use_results(rig: &Rig<Amqp>) {
-    assert!(rig.take_all(RESULTS).await.is_empty());
+/// Kills a broker that has the queues of a rig for a second only: without this, one of them may find no leader when the
+/// node is back, because RabbitMQ 3.10 writes their terms to disk every five seconds.
+async fn kill(broker: &Broker) {
+    broker.eval("[ok = dets:sync(Table) || Table <- dets:all()].").await;
+    broker.kill();
+}
+
+/// Waits until each of these jobs has the result of its first attempt, which succeeded.
+async fn first_attempts(rig: &Rig<Amqp>, ids: impl IntoIterator<Item = String>) {
+    let mut open: BTreeSet<String> = ids.into_iter().collect();
+    let mut results = rig.subscribe(RESULTS, 500).await;
+    while !open.is_empty() {
+        let result = soon("a result", take_result(&mut results)).await;
+        assert_eq!(result.status, Succeeded, "{result:#?}");
+        if result.attempt == 1 {
+            assert!(open.remove(result.job_id.as_str()), "a second result of {result:#?}");
+        }
+    }
+}
+
+/// Stops a worker in good order. Jobs that came again may be left.
+async fn stop(worker: Running) {
+    worker.signal(Signal::TERM);
+    let finished = tokio::task::spawn_blocking(|| worker.wait()).await.expect("it ends");
+    let finished = finished.expect_code(0);
+    assert!(finished.stderr.contains("tasks left: none"), "{}", finished.stderr);
 }
 
 /// Starts a worker with three slots whose outbox is on a full disk.

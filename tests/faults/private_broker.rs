@@ -259,7 +259,7 @@ async fn publish_short_jobs(rig: &Rig<Amqp>, count: usize) -> BTreeSet<String> {
 }
 
 /// Stops a worker in good order.
-pub async fn stop(rig: &Rig<Amqp>, worker: Running) {
+async fn stop(rig: &Rig<Amqp>, worker: Running) {
     worker.signal(Signal::TERM);
     let finished = tokio::task::spawn_blocking(|| worker.wait()).await.expect("it ends");
     let finished = finished.expect_code(0);

@@ -581,7 +581,7 @@ impl Stopped {
     }
 }
 
-async fn take_result(subscription: &mut impl Subscription) -> JobResult {
+pub async fn take_result(subscription: &mut impl Subscription) -> JobResult {
     let delivery = subscription.next().await.expect("the session is live");
     let result = JobResult::decode(&delivery.envelope.body).expect("a result");
     delivery.ack().await.expect("the session is live");
