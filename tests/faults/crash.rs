@@ -35,8 +35,13 @@ async fn a_result_outlives_its_worker_while_the_broker_is_away() {
     becomes(&second, "outbox_records", 0.0);
 
     first_attempts(&rig, ["job".to_owned()]).await;
+    // The job came again, and was only acked.
+    becomes(&second, "jobs_adopted_total{pool=\"faults\"}", 1.0);
+    assert_eq!(rig.begun(), ["job 1"]);
     assert_eq!(scrape(&metrics(&second), "outbox_errors_total"), 0.0);
     stop(second).await;
+    rig.assert_queue_is_empty().await;
+    assert!(rig.results().await.is_empty(), "a second result");
     assert_eq!(files_below(&outbox), 0, "nothing is left to publish");
 }
 

@@ -5,7 +5,7 @@ use synthex::message::Status::{self, Failed, Succeeded};
 use synthex::transport::Transport;
 use synthex::worker::event::Event;
 
-use crate::rig::{Live, OUTBOX, Rig, ends, soon};
+use crate::rig::{Live, OUTBOX, Rig, Stopped, ends, soon};
 use crate::support::faulty::{Faulty, Gate, PublishFault, dead_letters, results};
 
 pub async fn results_that_are_confirmed_at_once_never_touch_the_disk<T: Transport>(rig: Rig<T>) {
@@ -44,7 +44,15 @@ pub async fn a_result_that_is_never_confirmed_is_published_by_the_next_worker<T:
     let live = rig.work_with_outbox(rig.broker.clone(), rig.pool()).await;
     let results = rig.wait_for_results(1).await;
     assert_eq!(ends(&results["job"]), [(1, Failed)]);
-    live.stop().await;
+    let stopped = stop_when_adopted(live).await;
+    let started = |event: &Event| matches!(event, Event::JobStarted { .. });
+    assert_eq!(
+        stopped.observer.count(started),
+        0,
+        "it came again, and was not to be run"
+    );
+    rig.assert_queue_is_empty().await;
+    assert!(rig.results().await.is_empty(), "it has one result");
     assert_eq!(rig.outbox_files(), 0);
 }
 
@@ -61,13 +69,20 @@ pub async fn a_dead_letter_that_is_never_confirmed_is_published_by_the_next_work
     let live = rig.work_with_outbox(rig.broker.clone(), rig.pool()).await;
     let finished = |event: &Event| matches!(event, Event::JobDeadLettered { .. });
     live.observer.wait_for("its dead letter", finished).await;
-    live.stop().await;
-    assert!(rig.dead_letters().await.contains(&"job".to_owned()));
-    let all = rig.results().await;
-    assert!(
-        all["job"].iter().all(|result| result.status == Status::Rejected),
-        "{all:#?}"
-    );
+    stop_when_adopted(live).await;
+    assert_eq!(rig.dead_letters().await, ["job"]);
+    // The result had arrived before, which nobody was left to know.
+    let rejected = (1, Status::Rejected);
+    assert_eq!(ends(&rig.results().await["job"]), [rejected, rejected]);
+}
+
+/// Stops a worker when the message of the job has come again and was known.
+async fn stop_when_adopted(live: Live) -> Stopped {
+    let adopted = |event: &Event| matches!(event, Event::JobAdopted { .. });
+    live.observer.wait_for("its message is known", adopted).await;
+    let stopped = live.stop().await;
+    stopped.assert_clean();
+    stopped
 }
 
 /// Runs a job that fails, and drops the worker once its result is on disk and nowhere else.
