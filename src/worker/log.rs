@@ -42,13 +42,7 @@ impl Observer for EventLog {
             Event::JobRecounted { pool, job_id, attempt } => {
                 tracing::info!(pool = &**pool, job.id = %job_id, attempt, "redelivered job counted and queued again");
             }
-            Event::JobAdopted { pool, message_id } => {
-                tracing::info!(
-                    pool = &**pool,
-                    message_id,
-                    "redelivered job is known here and not run again"
-                );
-            }
+            Event::JobAdopted { pool, message_id } => log_adopted(pool, message_id.as_deref()),
             Event::JobGivenBack {
                 pool,
                 job_id,
@@ -90,6 +84,10 @@ impl End<'_> {
         let error = error.map(|(_, message)| message.as_str());
         tracing::info!(pool, job.id = %job_id, attempt, %status, is_final, duration_s, error, "job ended");
     }
+}
+
+fn log_adopted(pool: &str, message_id: Option<&str>) {
+    tracing::info!(pool, message_id, "redelivered job is known here and not run again");
 }
 
 fn log_given_back(pool: &str, job_id: Option<&JobId>, was_running: bool) {
