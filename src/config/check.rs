@@ -166,7 +166,7 @@ fn check_as_job(path: &KeyPath, file: PoolFile) -> Result<(), Problem> {
     let job = Job {
         command: Some(command),
         cwd: file.cwd,
-        env: file.env.into(),
+        env: file.env,
         retry: file.retry,
         output: file.output,
         ..Job::default()

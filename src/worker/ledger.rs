@@ -640,12 +640,8 @@ mod tests {
             key(|envelope| envelope.properties.timestamp = Some(1)),
             key(|envelope| envelope.properties.make_unique()),
             key(|envelope| {
-                drop(
-                    envelope
-                        .properties
-                        .headers
-                        .insert("x-synthex-attempt".to_owned(), 2.into()),
-                )
+                let attempt = "x-synthex-attempt".to_owned();
+                envelope.properties.headers.insert(attempt, 2.into());
             }),
         ];
         assert!(others.iter().all(|other| *other != plain), "{others:?}");

@@ -56,6 +56,7 @@ async fn take(broker: &Memory, queue: &str, count: usize) -> Vec<Envelope> {
         consumer_timeout: None,
         topology: Arc::default(),
         declare: Declare::Passive,
+        from: None,
     };
     let mut subscription = broker.subscribe(&request).await.unwrap();
     let mut taken = Vec::new();
