@@ -320,17 +320,35 @@ pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> io::Result<T> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::any;
+    use proptest::proptest;
+    use proptest::sample::Index;
+    use proptest::test_runner::Config;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+    use super::super::UserIds;
     use super::*;
 
-    fn pair() -> (OwnedFd, OwnedFd) {
-        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+    /// Bytes are a message of this type, or an error. What is decoded holds no more than the bytes did, since it is no
+    /// longer when it is encoded again.
+    fn check<'a, T: Serialize + Deserialize<'a>>(bytes: &'a [u8]) {
+        if let Ok(message) = decode::<T>(bytes) {
+            let again = encode(&message).unwrap();
+            assert!(again.len() <= bytes.len(), "{again:?}");
+        }
     }
 
-    #[test]
-    fn a_command_survives_its_way() {
-        let start = ToKeeper::Start(Box::new(Start {
+    fn check_all(bytes: &[u8]) {
+        check::<ToSpawner>(bytes);
+        check::<FromSpawner>(bytes);
+        check::<ToKeeper>(bytes);
+        check::<FromKeeper>(bytes);
+        check::<Start>(bytes);
+    }
+
+    fn start() -> ToKeeper<'static> {
+        ToKeeper::Start(Box::new(Start {
             candidates: b"/bin/true\0",
             argv: b"true\0--help\0\0",
             env: b"A=\xff\0",
@@ -346,9 +364,54 @@ mod tests {
             },
             leftovers: Leftovers::Allow,
             bounds: Bounds::default(),
-            rights: Rights::default(),
+            rights: Rights {
+                user: Some(UserIds {
+                    uid: 1,
+                    gid: 1,
+                    groups: vec![1, 2],
+                }),
+                umask: Some(0o22),
+                may_gain: true,
+                writable: Some(vec!["/tmp".into()]),
+            },
             has_stdin: true,
-        }));
+        }))
+    }
+
+    #[test]
+    fn any_bytes_are_a_message_or_an_error() {
+        proptest!(config(), |(bytes in vec(any::<u8>(), 0..200))| check_all(&bytes));
+    }
+
+    #[test]
+    fn a_command_with_bytes_changed_is_a_message_or_an_error() {
+        let whole = encode(&start()).unwrap();
+        let changes = vec((any::<Index>(), any::<u8>()), 1..5);
+        proptest!(config(), |(changes in changes, end in 1..=whole.len())| {
+            let mut bytes = whole.clone();
+            for (at, byte) in changes {
+                bytes[at.index(whole.len())] = byte;
+            }
+            check_all(&bytes);
+            check_all(&bytes[..end]);
+        });
+    }
+
+    /// A failure shows the input itself, which is all that it takes to repeat it.
+    fn config() -> Config {
+        Config {
+            failure_persistence: None, // no test writes into the sources
+            ..Config::default()
+        }
+    }
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+    }
+
+    #[test]
+    fn a_command_survives_its_way() {
+        let start = start();
         let bytes = encode(&start).unwrap();
         assert_eq!(decode::<ToKeeper>(&bytes).unwrap(), start);
         for end in 0..bytes.len() {
