@@ -43,9 +43,13 @@ impl JobError {
         Self::new("", message)
     }
 
-    /// Joins names to a path; each is escaped and cut, since producers choose them too.
+    /// Joins names to a path; each is escaped and cut, since producers choose them too. An empty one is seen by its
+    /// quotes.
     pub(super) fn path<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-        let shorten = |name| quoted(name).replace('"', "");
+        let shorten = |name| match quoted(name) {
+            empty if name.is_empty() => empty,
+            name => name.replace('"', ""),
+        };
         names.into_iter().map(shorten).collect::<Vec<_>>().join(".")
     }
 }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::IntErrorKind;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -193,7 +194,10 @@ impl Properties {
     fn count_header(&self, name: &str) -> Option<u32> {
         match self.headers.get(name)? {
             HeaderValue::Int(number) => Some(u32::try_from((*number).max(0)).unwrap_or(u32::MAX)),
-            HeaderValue::Text(text) => text.parse().ok(),
+            HeaderValue::Text(text) => match text.parse::<u32>() {
+                Err(error) if *error.kind() == IntErrorKind::PosOverflow => Some(u32::MAX),
+                count => count.ok(),
+            },
             _ => None,
         }
     }
