@@ -3,6 +3,8 @@
 //! - [`broker`]: RabbitMQ nodes on ports of their own, which die with the tests that started them.
 //! - [`cli`]: `synthex` and foreign clients as processes, with a clean environment and a hard time limit.
 //! - [`process`]: what `/proc` says of processes, and waiting for what gives no event.
+//! - [`proxy`]: a way to a server on which connections are cut or go silent.
+//! - [`random`]: choices from a seed.
 //! - [`faulty`]: a transport that has the faults a test tells it to have.
 //! - [`observer`]: an observer that keeps a worker's events, and lets a test wait for one.
 //!
@@ -41,3 +43,5 @@ pub mod cli;
 pub mod faulty;
 pub mod observer;
 pub mod process;
+pub mod proxy;
+pub mod random;

@@ -102,6 +102,19 @@ pub fn alive_with_env(key: &str, value: &str) -> Vec<Process> {
     all().into_iter().filter(has_it).collect()
 }
 
+/// Counts the entries of a folder of a process: `fd` are its descriptors, `task` its threads.
+pub fn entries(pid: u32, folder: &str) -> usize {
+    fs::read_dir(format!("/proc/{pid}/{folder}")).map_or(0, Iterator::count)
+}
+
+/// Bytes of a process that are in memory and its own.
+pub fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kibibytes = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kibibytes.unwrap_or_default() * 1024
+}
+
 /// Waits until `condition` holds, and blocks the thread meanwhile.
 ///
 /// # Panics

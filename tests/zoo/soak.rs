@@ -3,14 +3,13 @@
 //! `SYNTHEX_SOAK_JOBS` sets another number of jobs. What the worker is after the first part of them is what it has to be
 //! after the last: descriptors, threads, helper processes, and memory up to [`MEMORY`].
 
-use std::fs;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::cage::{Cage, PATIENCE};
 use crate::helpers;
-use crate::support::process::{Process, descendants, wait_until};
+use crate::support::process::{Process, descendants, entries, resident, wait_until};
 use crate::worker::{Via, Worker};
 
 /// Jobs in all on RabbitMQ. `synthex run` is there for smaller numbers, and holds less between jobs.
@@ -211,16 +210,4 @@ impl Footprint {
             && self.helpers_descriptors <= before.helpers_descriptors
             && self.helpers_resident <= before.helpers_resident + MEMORY
     }
-}
-
-fn entries(pid: u32, folder: &str) -> usize {
-    fs::read_dir(format!("/proc/{pid}/{folder}")).map_or(0, Iterator::count)
-}
-
-/// Bytes of a process that are in memory and its own.
-fn resident(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kibibytes = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kibibytes.unwrap_or_default() * 1024
 }
