@@ -30,11 +30,22 @@ pub struct Start {
 /// Starts by job, in the order of time.
 pub type Starts = BTreeMap<String, Vec<Start>>;
 
+/// A message in a worker's hands.
+struct Hold<'a> {
+    attempt: u32,
+    worker: &'a str,
+    from: SystemTime,
+    /// `None`: until the job was started again.
+    until: Option<SystemTime>,
+}
+
 /// Everything that is known at the end.
 pub struct Account {
     pub confirmed: BTreeMap<String, Kind>,
     pub unknown: BTreeMap<String, Kind>,
     pub starts: Starts,
+    /// Redelivered jobs that workers published again with the attempt of their next start.
+    pub counted: Starts,
     pub results: Results,
     /// The ids of dead letters.
     pub dead: Vec<String>,
@@ -72,6 +83,27 @@ pub fn read_ledger(ledger: &str) -> Starts {
         .values_mut()
         .for_each(|starts| starts.sort_by_key(|start| start.at));
     starts
+}
+
+/// Reads in what workers said which redelivered jobs they counted.
+pub fn read_counted(printed: &[(String, String)]) -> Starts {
+    let mut counted = Starts::new();
+    for (worker, text) in printed {
+        for line in text.lines().filter(|line| line.contains("redelivered job counted")) {
+            let field = |name: &str| line.split(name).nth(1).and_then(|rest| rest.split(' ').next());
+            let at: Timestamp = line.split(' ').next().unwrap().parse().unwrap();
+            let start = Start {
+                attempt: field(" attempt=").unwrap().parse().unwrap(),
+                at: system_time(at),
+                worker: worker.clone(),
+            };
+            counted
+                .entry(field(" job.id=").unwrap().to_owned())
+                .or_default()
+                .push(start);
+        }
+    }
+    counted
 }
 
 impl Account {
@@ -123,11 +155,6 @@ impl Account {
         let attempts: BTreeSet<u32> = results.iter().map(|result| result.attempt).collect();
         let starts = self.starts.get(id).map_or(&[][..], Vec::as_slice);
         let noted: BTreeSet<u32> = starts.iter().map(|start| start.attempt).collect();
-        // The next attempt and the redelivery of the one before it are counted by workers that know nothing of each
-        // other: both are the second. Each is higher than the one that was in hand.
-        if has_twins(starts) && kind.runs() == 1 {
-            wrong("started twice as one attempt", format!("{starts:?}"));
-        }
         if attempts.len() < results.len() && !has_twins(starts) && !self.is_refused_twice(kind, results) {
             wrong("with different results of one attempt", words(results));
         }
@@ -137,7 +164,7 @@ impl Account {
                 format!("{starts:?} {}", words(results)),
             );
         }
-        for again in self.unexplained(starts, results) {
+        for again in self.unexplained(id, starts, results) {
             wrong(
                 "started again without a reason",
                 format!("{again:?} of {starts:?}, {}", words(results)),
@@ -156,21 +183,42 @@ impl Account {
         kind == Kind::Bad && first.is_some_and(was_lost)
     }
 
-    /// Starts over the first one and those that a result had announced, without an earlier one that was in hand when its
+    /// Starts over the first one and those that a result had announced, without a lower attempt that was in hand when its
     /// worker lost a connection.
-    fn unexplained<'a>(&self, starts: &'a [Start], results: &[JobResult]) -> Vec<&'a Start> {
-        let was_in_hand = |first: &Start, again: &Start| {
-            let result = results.iter().find(|result| result.attempt == first.attempt);
-            let until = result.map_or(again.at, |result| system_time(result.finished_at) + SETTLING);
-            self.lost_between(&first.worker, first.at, until)
+    ///
+    /// Two of them may be the same attempt: those who count the redeliveries of one message, or its retry and its
+    /// redelivery, know nothing of each other.
+    fn unexplained<'a>(&self, id: &str, starts: &'a [Start], results: &[JobResult]) -> Vec<&'a Start> {
+        let holds = self.holds(id, starts, results);
+        let explains = |hold: &Hold, again: &Start| {
+            hold.attempt < again.attempt
+                && hold.from <= again.at
+                && self.lost_between(hold.worker, hold.from, hold.until.unwrap_or(again.at))
         };
         let announced = results.iter().filter(|result| !result.is_final).count();
-        let over = starts.iter().enumerate().skip(1 + announced);
-        let is_explained =
-            |(place, again): &(usize, &Start)| starts[..*place].iter().any(|first| was_in_hand(first, again));
-        over.filter(|start| !is_explained(start))
-            .map(|(_, start)| start)
+        let over = starts.iter().skip(1 + announced);
+        over.filter(|again| !holds.iter().any(|hold| explains(hold, again)))
             .collect()
+    }
+
+    /// When some worker had a message of this job that it had not acked.
+    fn holds<'a>(&'a self, id: &str, starts: &'a [Start], results: &[JobResult]) -> Vec<Hold<'a>> {
+        let run = |start: &'a Start| {
+            let result = results.iter().find(|result| result.attempt == start.attempt);
+            Hold {
+                attempt: start.attempt,
+                worker: &start.worker,
+                from: start.at,
+                until: result.map(|result| system_time(result.finished_at) + SETTLING),
+            }
+        };
+        let counted = self.counted.get(id).into_iter().flatten().map(|counted| Hold {
+            attempt: counted.attempt - 1,
+            worker: &counted.worker,
+            from: counted.at,
+            until: Some(counted.at + SETTLING),
+        });
+        starts.iter().map(run).chain(counted).collect()
     }
 
     fn lost_between(&self, worker: &str, from: SystemTime, until: SystemTime) -> bool {

@@ -9,7 +9,7 @@ use synthex::transport::amqp::{Addresses, Amqp, AmqpConfig};
 use synthex::transport::topology::{Binding, Declare, Names, Queue, Topology};
 use synthex::transport::{Subscribe, Subscription, Transport};
 
-use crate::account::{Account, read_ledger};
+use crate::account::{Account, read_counted, read_ledger};
 use crate::collector::Collector;
 use crate::faults::Fault;
 use crate::fleet::{Fleet, SLOTS};
@@ -175,6 +175,7 @@ impl World {
         self.stage.fleet.stop().await;
         tell("all workers have stopped");
         let ledger = std::fs::read_to_string(self.stage.fleet.ledger()).unwrap();
+        let printed = self.stage.fleet.printed();
         let orphans = alive_with_env(MARK, &self.mark);
         let queued = self.queued().await;
         let dead = queued.iter().find(|(queue, _)| *queue == self.names.dead());
@@ -184,7 +185,8 @@ impl World {
             unknown: std::mem::take(&mut self.producer.unknown),
             starts: read_ledger(&ledger),
             ledger,
-            printed: self.stage.fleet.printed(),
+            counted: read_counted(&printed),
+            printed,
             broker_away: std::mem::take(&mut self.stage.broker_away),
             results: std::mem::take(&mut *self.stage.collector.look()),
             dead: dead
