@@ -13,7 +13,7 @@ use crate::world::{PATIENCE, Stage};
 /// Seconds of a broker or a worker that stands still: too short for a heartbeat to miss it.
 const MOMENT: (usize, usize) = (1_000, 3_000);
 
-/// One kind of fault. A full disk under the outbox of results is to be another (`--outbox`), once there is one.
+/// One kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// A worker is killed, and another one comes.
@@ -24,6 +24,8 @@ pub enum Fault {
     WorkerReplaced,
     /// The broker is killed, and comes back.
     BrokerKilled,
+    /// The same, while the disks are full on which some workers would keep their results until it is back.
+    BrokerKilledDisksFull,
     /// The broker is asked to stop, and comes back.
     BrokerRestarted,
     /// The broker stands still, and goes on.
@@ -42,11 +44,12 @@ pub enum Fault {
     BothKilled,
 }
 
-const ALL: [Fault; 12] = [
+const ALL: [Fault; 13] = [
     Fault::WorkerKilled,
     Fault::WorkerStopped,
     Fault::WorkerReplaced,
     Fault::BrokerKilled,
+    Fault::BrokerKilledDisksFull,
     Fault::BrokerRestarted,
     Fault::BrokerStopped,
     Fault::BrokerShortOfMemory,
@@ -84,6 +87,7 @@ impl Fault {
             Self::WorkerReplaced => drop(stage.fleet.replace(mortal, Signal::TERM).await.expect_code(0)),
             Self::WorkerStopped => stop_worker(&stage.fleet.workers[any], moment).await,
             Self::BrokerKilled => kill_broker(stage, moment).await,
+            Self::BrokerKilledDisksFull => kill_broker_with_full_disks(stage, moment).await,
             Self::BrokerRestarted => bring_back(stage, SystemTime::now()).await,
             Self::BrokerStopped => stop_broker(stage, moment).await,
             Self::BrokerShortOfMemory => shortage(stage, moment).await,
@@ -113,6 +117,12 @@ async fn kill_broker(stage: &mut Stage, moment: Duration) {
     kill(stage).await;
     tokio::time::sleep(moment).await;
     bring_back(stage, from).await;
+}
+
+async fn kill_broker_with_full_disks(stage: &mut Stage, moment: Duration) {
+    stage.fleet.workers.iter().for_each(Worker::fill_disk);
+    kill_broker(stage, moment).await;
+    stage.fleet.workers.iter().for_each(Worker::free_disk);
 }
 
 /// Without the first line, a queue may find no leader when the node is back: RabbitMQ 3.10 writes the terms of its queues

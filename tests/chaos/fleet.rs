@@ -1,7 +1,8 @@
 //! Workers as processes, each with its own way to the broker.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,6 +23,9 @@ const HEARTBEAT: u64 = 3;
 /// What makes either side certain that a silent connection is dead.
 pub const SILENCE: Duration = Duration::from_secs(3 * HEARTBEAT);
 
+/// Starts a program with a small disk of its own at a path, in a file system namespace that goes with it.
+const WITH_DISK: &str = r#"mount -t tmpfs -o size=256k tmpfs "$1" && shift && exec "$@""#;
+
 /// Workers of one pool.
 pub struct Fleet {
     url: String,
@@ -29,6 +33,8 @@ pub struct Fleet {
     folder: PathBuf,
     mark: String,
     started: usize,
+    /// Whether workers may have disks of their own.
+    mounts: bool,
     pub workers: Vec<Worker>,
     /// What the account needs of those that have ended.
     past: Vec<Past>,
@@ -42,6 +48,8 @@ pub struct Worker {
     pub proxy: Proxy,
     /// Where it says how it is.
     metrics: String,
+    /// The folder of a disk of its own, as it sees it.
+    disk: Option<PathBuf>,
 }
 
 struct Past {
@@ -59,6 +67,7 @@ impl Fleet {
             folder: folder.to_owned(),
             mark: mark.to_owned(),
             started: 0,
+            mounts: Cli::program("unshare", ["-m", "true"]).run().code == Some(0), // takes root
             workers: Vec::new(),
             past: Vec::new(),
         }
@@ -78,8 +87,14 @@ impl Fleet {
         let url = format!("{}?heartbeat={HEARTBEAT}", self.url.replace(&from, &to));
         let file = self.folder.join(format!("{name}.toml"));
         std::fs::write(&file, self.pool(&name)).unwrap();
-        let args = ["worker", file.to_str().unwrap(), "--metrics-addr", "127.0.0.1:0"];
-        let running = Cli::new(args).env("SYNTHEX_AMQP_URL", url).limit(PATIENCE).spawn();
+        let disk = (self.mounts && self.started.is_multiple_of(2)).then(|| self.folder.join(format!("{name}.disk")));
+        // The others share a folder, and so take over what one of them leaves.
+        let outbox = disk.as_ref().unwrap_or(&self.folder).join("outbox");
+        let running = launch(&file, disk.as_deref())
+            .env("SYNTHEX_AMQP_URL", url)
+            .env("SYNTHEX_OUTBOX", outbox)
+            .limit(PATIENCE)
+            .spawn();
         let line = running.wait_for_line(|line| line.contains("metrics on http://"));
         let (_, rest) = line.split_once("http://").unwrap();
         let worker = Worker {
@@ -87,6 +102,7 @@ impl Fleet {
             running,
             proxy,
             metrics: rest.split_once('/').unwrap().0.to_owned(),
+            disk,
         };
         worker.ready().await;
         worker
@@ -180,7 +196,45 @@ impl Fleet {
     }
 }
 
+/// A worker of this pool file, with a disk of its own at this path if one is given.
+fn launch(pool: &Path, disk: Option<&Path>) -> Cli {
+    let args = ["worker", pool.to_str().unwrap(), "--metrics-addr", "127.0.0.1:0"];
+    let Some(disk) = disk else { return Cli::new(args) };
+    std::fs::create_dir(disk).unwrap();
+    let start = [
+        "-m",
+        "sh",
+        "-c",
+        WITH_DISK,
+        "sh",
+        disk.to_str().unwrap(),
+        env!("CARGO_BIN_EXE_synthex"),
+    ];
+    Cli::program("unshare", [&start[..], &args].concat())
+}
+
 impl Worker {
+    /// Fills its disk, if it has one of its own.
+    pub fn fill_disk(&self) {
+        let Some(path) = self.filler() else { return };
+        let mut file = File::create(path).unwrap();
+        let filled = std::iter::repeat_with(|| file.write_all(&[0; 4096])).find_map(Result::err);
+        assert_eq!(filled.map(|error| error.kind()), Some(ErrorKind::StorageFull));
+    }
+
+    pub fn free_disk(&self) {
+        self.filler()
+            .into_iter()
+            .for_each(|path| std::fs::remove_file(path).unwrap());
+    }
+
+    /// What fills its disk, through its own view of the file system.
+    fn filler(&self) -> Option<PathBuf> {
+        let disk = self.disk.as_ref()?.strip_prefix("/").unwrap();
+        let root = PathBuf::from(format!("/proc/{}/root", self.running.pid()));
+        Some(root.join(disk).join("full"))
+    }
+
     /// Waits until it takes jobs.
     pub async fn ready(&self) {
         eventually(PATIENCE, &format!("{} takes jobs", self.name), || self.is_ready()).await;

@@ -104,12 +104,4 @@ impl Kind {
     pub fn is_noted(self) -> bool {
         !matches!(self, Self::Short | Self::Missing | Self::Bad)
     }
-
-    /// Runs that it has when nothing happens to it.
-    pub fn runs(self) -> usize {
-        match self {
-            Self::FailsOnce | Self::FailsAlways => 2,
-            _ => 1,
-        }
-    }
 }
