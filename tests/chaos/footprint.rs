@@ -1,5 +1,7 @@
 //! What a worker holds while no job runs.
 
+use std::collections::BTreeMap;
+
 use crate::support::process::{descendants, entries, resident};
 
 /// How much more resident memory the worker may have at the end: an allocator's own comings and goings, and the buffers
@@ -11,9 +13,10 @@ const THREADS: usize = 2;
 const DESCRIPTORS: usize = 4;
 
 /// Descriptors, threads, memory and helper processes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Footprint {
-    descriptors: usize,
+    /// How many there are of each kind, such as `socket`.
+    descriptors: BTreeMap<String, usize>,
     threads: usize,
     resident: u64,
     helpers: usize,
@@ -22,7 +25,7 @@ pub struct Footprint {
 impl Footprint {
     pub fn of(worker: u32) -> Self {
         Self {
-            descriptors: entries(worker, "fd"),
+            descriptors: descriptors(worker),
             threads: entries(worker, "task"),
             resident: resident(worker),
             helpers: descendants(worker).len(),
@@ -30,14 +33,26 @@ impl Footprint {
     }
 
     pub fn is_within(&self, before: &Self) -> bool {
-        self.descriptors <= before.descriptors + DESCRIPTORS
+        let count = |footprint: &Self| footprint.descriptors.values().sum::<usize>();
+        count(self) <= count(before) + DESCRIPTORS
             && self.threads <= before.threads + THREADS
             && self.resident <= before.resident + MEMORY
             && self.helpers <= before.helpers
     }
 }
 
+fn descriptors(pid: u32) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+    for link in entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok()) {
+        let link = link.to_string_lossy();
+        let kind = link.split(":[").next().unwrap_or(&link);
+        *kinds.entry(kind.to_owned()).or_default() += 1;
+    }
+    kinds
+}
+
 pub fn check(before: &Footprint, after: &Footprint) {
-    println!("before {before:?}\nafter  {after:?}");
+    println!("before {before:?}\nafter {after:?}");
     assert!(after.is_within(before), "a worker that was not restarted has grown");
 }

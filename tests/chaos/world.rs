@@ -109,16 +109,18 @@ impl World {
         self.wait_for_ends(&ids).await;
     }
 
-    /// Publishes so many jobs, and does something while they are under way.
+    /// Publishes so many jobs, and has something happen while half of them are under way and the others still come.
     pub async fn run_jobs_under(&mut self, fault: Fault, count: usize, random: &mut Random) {
+        let (first, others) = (count.div_ceil(2), count / 2);
         let (mut of_jobs, seen) = (random.fork(), self.stage.collector.count());
-        let some = seen + random.between(1, 10.min(count).max(1));
+        let some = seen + random.between(1, first.min(10));
+        self.producer.publish(first, &mut of_jobs).await;
         let happening = async {
             let begun = eventually(WARM, "jobs end", || self.stage.collector.count() >= some);
             begun.await;
             fault.happen(&mut self.stage, random).await;
         };
-        tokio::join!(self.producer.publish(count, &mut of_jobs), happening);
+        tokio::join!(self.producer.publish(others, &mut of_jobs), happening);
         tell("published, and over");
         self.stage.fleet.ready().await;
     }
@@ -159,7 +161,7 @@ impl World {
         let ids = self.producer.publish_only(Kind::Sleeper, crowd, random).await;
         self.wait_for_ends(&ids).await;
         let worker = self.stage.fleet.workers[0].running.pid();
-        let first = *self.first.get_or_insert_with(|| Footprint::of(worker));
+        let first = self.first.get_or_insert_with(|| Footprint::of(worker)).clone();
         let deadline = Instant::now() + IDLE;
         let mut now = Footprint::of(worker);
         while !now.is_within(&first) && Instant::now() < deadline {
