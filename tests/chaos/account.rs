@@ -16,6 +16,10 @@ use crate::support::proxy::Loss;
 /// broker that may stand still for some seconds.
 const SETTLING: Duration = Duration::from_secs(5);
 
+/// From the moment when a worker had a job to the line that its command wrote, when it is not to wait for a slot: what
+/// lost its connection in between may start all the same.
+const STARTING: Duration = Duration::from_secs(2);
+
 /// Problems that are shown, of each sort.
 const SHOWN: usize = 10;
 
@@ -135,10 +139,8 @@ impl Account {
 
     fn check_job(&self, id: &str, kind: Kind, problems: &mut Problems) {
         let mut wrong = |sort, what: String| {
-            problems
-                .entry(sort)
-                .or_default()
-                .push(format!("{id} ({kind:?}) {what}"))
+            let of_sort: &mut Vec<String> = problems.entry(sort).or_default();
+            of_sort.push(format!("{id} ({kind:?}) {what}"));
         };
         let results = self.results.get(id).map_or(&[][..], Vec::as_slice);
         let ends: Vec<&JobResult> = results.iter().filter(|result| result.is_final).collect();
@@ -208,7 +210,7 @@ impl Account {
             Hold {
                 attempt: start.attempt,
                 worker: &start.worker,
-                from: start.at,
+                from: start.at - STARTING,
                 until: result.map(|result| system_time(result.finished_at) + SETTLING),
             }
         };

@@ -4,7 +4,6 @@
 //! choices alone are the seed's: when they meet the worker is up to the scheduler, so a failure may take several runs.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 use serde_json::json;
@@ -14,6 +13,7 @@ use synthex::worker::event::Event;
 
 use crate::rig::{Live, Results, Rig};
 use crate::support::faulty::{AckFault, Faulty, Gate, PublishFault, SubscribeFault, anything, is_job};
+use crate::support::random::Random;
 
 /// Workers that are cut off, one after another.
 const ROUNDS: usize = 12;
@@ -201,40 +201,4 @@ impl Account {
 fn key(envelope: &Envelope) -> (String, u32) {
     let id = envelope.properties.message_id.clone().unwrap_or_default();
     (id, Attempt::read(&envelope.properties).number)
-}
-
-#[expect(clippy::print_stdout, reason = "shown when the test fails")]
-fn announce(seed: u64) {
-    println!("SYNTHEX_TEST_SEED={seed}");
-}
-
-/// SplitMix64: small, and good enough to choose with.
-struct Random(u64);
-
-impl Random {
-    fn new() -> Self {
-        #[expect(clippy::disallowed_methods, reason = "a test's own setting")]
-        let given = std::env::var("SYNTHEX_TEST_SEED").ok();
-        let seed = match given {
-            Some(seed) => seed.parse().expect("SYNTHEX_TEST_SEED is a number"),
-            None => RandomState::new().build_hasher().finish(),
-        };
-        announce(seed);
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound as u64).expect("it is below a usize")
-    }
-
-    fn between(&mut self, least: usize, most: usize) -> usize {
-        least + self.below(most - least + 1)
-    }
 }
