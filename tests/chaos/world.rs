@@ -35,6 +35,9 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a fault waits for jobs to be under way.
 const WARM: Duration = Duration::from_secs(5);
 
+/// RabbitMQ counts what is in a quorum queue every five seconds.
+const COUNTING: Duration = Duration::from_secs(6);
+
 /// How long threads and helpers that have nothing to do may stay.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -129,11 +132,12 @@ impl World {
     pub async fn finish_all_jobs(&mut self) {
         let ids: BTreeSet<String> = self.producer.confirmed.keys().cloned().collect();
         self.wait_for_ends(&ids).await;
-        let deadline = Instant::now() + PATIENCE;
         // Copies, retries and jobs of unknown fate.
-        while !self.queued().await.iter().all(|(queue, _)| queue == &self.names.dead()) {
-            assert!(Instant::now() < deadline, "still queued: {:?}", self.queued().await);
-        }
+        let queued = self.drained().await;
+        assert!(
+            queued.iter().all(|(queue, _)| *queue == self.names.dead()),
+            "still queued: {queued:?}"
+        );
         tell("all jobs have ended");
     }
 
@@ -179,7 +183,7 @@ impl World {
         let ledger = std::fs::read_to_string(self.stage.fleet.ledger()).unwrap();
         let printed = self.stage.fleet.printed();
         let orphans = alive_with_env(MARK, &self.mark);
-        let queued = self.queued().await;
+        let queued = self.drained().await;
         let dead = queued.iter().find(|(queue, _)| *queue == self.names.dead());
         let dead = self.take(&self.names.dead(), dead.map_or(0, |(_, count)| *count)).await;
         Account {
@@ -202,6 +206,21 @@ impl World {
             orphans: orphans.into_iter().map(|process| process.command).collect(),
             losses,
         }
+    }
+
+    /// Waits until nothing is queued but dead letters, and gives what is: after [`PATIENCE`], whatever it is.
+    async fn drained(&self) -> Vec<(String, usize)> {
+        let deadline = Instant::now() + PATIENCE;
+        let (mut queued, mut empty_since) = (Vec::new(), None);
+        while Instant::now() < deadline {
+            queued = self.queued().await;
+            let is_empty = queued.iter().all(|(queue, _)| *queue == self.names.dead());
+            empty_since = empty_since.filter(|_| is_empty).or(is_empty.then(Instant::now));
+            if empty_since.is_some_and(|since| since.elapsed() > COUNTING) {
+                break;
+            }
+        }
+        queued
     }
 
     /// Queues that are not empty, with what is in them or in somebody's hands.
