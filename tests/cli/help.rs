@@ -49,67 +49,68 @@ fn help_names_every_exit_code_on_a_line_of_its_own() {
     }
 }
 
+/// What nobody can guess from the names of the flags, by command.
+const TELLS: [(&[&str], &[&str]); 18] = [
+    (
+        &["run"],
+        &["one job a line", "synthex schema job", "your environment", "-- <CMD>"],
+    ),
+    (
+        &["worker"],
+        &["SIGTERM", "second", "stop_grace", "SYNTHEX_AMQP_URL", "127.0.0.1:9464"],
+    ),
+    (
+        &["submit"],
+        &[
+            "exits as the command did",
+            "124",
+            "125",
+            "126",
+            "127",
+            "137",
+            "128+n",
+            "[default: 10s]",
+        ],
+    ),
+    (
+        &["cancel"],
+        &["--label", "--pool", "7 days", "submitted again", "\"cancelled\""],
+    ),
+    (&["pause"], &["goes on", "7 days", "start later"]),
+    (&["resume"], &["paused pool"]),
+    (&["drain"], &["--pool", "--wait-timeout", "75", "stop_grace"]),
+    (&["workers"], &["--wait", "--json", "slots are full"]),
+    (
+        &["dead"],
+        &["list", "show", "retry", "drop", "unroutable", "another client holds"],
+    ),
+    (
+        &["dead", "list"],
+        &["--pool", "--reason", "--limit", "--json", "--amqp-url"],
+    ),
+    (&["dead", "show"], &["<ID>", "--json", "Exit code 1"]),
+    (
+        &["dead", "retry"],
+        &[
+            "new submission",
+            "attempt 1",
+            "--all",
+            "--dry-run",
+            "--connect-timeout",
+            "exit code 78",
+        ],
+    ),
+    (&["dead", "drop"], &["for good", "--all", "--dry-run", "Exit code 1"]),
+    (&["schema"], &["job", "result", "control", "pool"]),
+    (&["config"], &["check", "show", "apply"]),
+    (&["config", "check"], &["POOL.toml"]),
+    (&["config", "show"], &["--json", "--slots", "--prefetch"]),
+    (&["config", "apply"], &["--amqp-url", "--namespace"]),
+];
+
 #[test]
 fn each_subcommand_has_help_that_tells_what_it_does() {
-    // What nobody can guess from the names of the flags.
-    let tells: [(&[&str], &[&str]); 18] = [
-        (
-            &["run"],
-            &["one job a line", "synthex schema job", "your environment", "-- <CMD>"],
-        ),
-        (
-            &["worker"],
-            &["SIGTERM", "second", "stop_grace", "SYNTHEX_AMQP_URL", "127.0.0.1:9464"],
-        ),
-        (
-            &["submit"],
-            &[
-                "exits as the command did",
-                "124",
-                "125",
-                "126",
-                "127",
-                "137",
-                "128+n",
-                "[default: 10s]",
-            ],
-        ),
-        (
-            &["cancel"],
-            &["--label", "--pool", "7 days", "submitted again", "\"cancelled\""],
-        ),
-        (&["pause"], &["goes on", "7 days", "start later"]),
-        (&["resume"], &["paused pool"]),
-        (&["drain"], &["--pool", "--wait-timeout", "75", "stop_grace"]),
-        (&["workers"], &["--wait", "--json", "slots are full"]),
-        (
-            &["dead"],
-            &["list", "show", "retry", "drop", "unroutable", "another client holds"],
-        ),
-        (
-            &["dead", "list"],
-            &["--pool", "--reason", "--limit", "--json", "--amqp-url"],
-        ),
-        (&["dead", "show"], &["<ID>", "--json", "Exit code 1"]),
-        (
-            &["dead", "retry"],
-            &[
-                "new submission",
-                "attempt 1",
-                "--all",
-                "--dry-run",
-                "--connect-timeout",
-                "exit code 78",
-            ],
-        ),
-        (&["dead", "drop"], &["for good", "--all", "--dry-run", "Exit code 1"]),
-        (&["schema"], &["job", "result", "control", "pool"]),
-        (&["config"], &["check", "show", "apply"]),
-        (&["config", "check"], &["POOL.toml"]),
-        (&["config", "show"], &["--json", "--slots", "--prefetch"]),
-        (&["config", "apply"], &["--amqp-url", "--namespace"]),
-    ];
-    for (command, wanted) in tells {
+    for (command, wanted) in TELLS {
         let text = help(&[command, &["--help"]].concat());
         // Where lines are broken is no matter.
         let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");

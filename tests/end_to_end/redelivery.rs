@@ -108,10 +108,12 @@ fn a_job_that_kills_every_worker_takes_no_neighbour_along() {
     }
 
     let mut results: BTreeMap<String, Value> = BTreeMap::new();
-    let mut deaths = 0;
+    let (mut deaths, mut logs) = (0, String::new());
     while results.len() <= GOOD {
         if !running.is_running() {
-            assert_eq!(running.wait().signal, Some(9), "the job kills its worker");
+            let finished = running.wait();
+            assert_eq!(finished.signal, Some(9), "the job kills its worker");
+            logs.push_str(&format!("--- death\n{}", finished.stderr));
             deaths += 1;
             running = bench.start(&[&pool]);
         }
@@ -126,7 +128,7 @@ fn a_job_that_kills_every_worker_takes_no_neighbour_along() {
     assert_eq!(bench.dead_letter().header("x-synthex-reason"), "lost");
     assert!(
         results.values().all(|result| result["status"] == "succeeded"),
-        "every neighbour ends well: {results:#?}"
+        "every neighbour ends well: {results:#?}\n{logs}"
     );
     let counted: u64 = results
         .values()
@@ -135,7 +137,7 @@ fn a_job_that_kills_every_worker_takes_no_neighbour_along() {
     let with_company = 2 * (IN_HAND as u64 - 1);
     assert!(
         counted <= with_company,
-        "{counted} deliveries of neighbours were lost, though only two deaths had company"
+        "{counted} deliveries of neighbours were lost, though only two deaths had company:\n{logs}"
     );
     let ran = fs::read_to_string(runs).expect("they ran");
     let of_poison: Vec<&str> = ran.lines().filter(|line| line.starts_with("poison")).collect();
