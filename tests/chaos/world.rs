@@ -271,5 +271,6 @@ pub fn subscribe_request(queue: &str, prefetch: u16) -> Subscribe {
         consumer_timeout: None,
         topology: Arc::default(),
         declare: Declare::Active,
+        from: None,
     }
 }
