@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::admit::Ticket;
 use crate::message::envelope::JSON;
 use crate::message::{Attempt, Envelope, HeaderValue, JobId, JobResult, Properties, header};
-use crate::transport::topology::{Names, tier_for};
+use crate::transport::topology::{Names, TIERS, tier_for};
 use crate::transport::{Publication, Routing};
 
 /// RabbitMQ sends a message to every queue that these name, again each time it is published.
@@ -63,12 +63,13 @@ pub(super) fn unstarted(names: &Names, pool: &str, job: &Envelope) -> Publicatio
     to_queue(names, pool, again(job))
 }
 
-/// The same job with one redelivery more on its account.
+/// The same job with one redelivery more on its account, to come again a moment later: if it is to kill its worker, the ack
+/// of the delivery before must have arrived by then, or there would be two of it.
 pub(super) fn recounted(names: &Names, pool: &str, job: &Envelope, id: &JobId, attempt: Attempt) -> Publication {
     let mut envelope = again(job);
     keep_id(&mut envelope, id);
     attempt.write(&mut envelope.properties);
-    to_queue(names, pool, envelope)
+    delayed(names, pool, envelope, TIERS[0].ttl)
 }
 
 /// The same job, for another run after a wait.

@@ -160,7 +160,7 @@ pub fn unstarted(publication: &Publication) -> bool {
 
 /// A redelivered job with its attempt raised.
 pub fn recounted(publication: &Publication) -> bool {
-    is_job(publication) && Attempt::read(&publication.envelope.properties).redeliveries > 0
+    publication.exchange.contains(".delay.") && Attempt::read(&publication.envelope.properties).redeliveries > 0
 }
 
 /// A job that goes back to its queue.
