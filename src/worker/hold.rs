@@ -1,7 +1,9 @@
 //! Why a pool takes no jobs for now: an operator has paused it, or a job that may be killing workers runs alone.
 //!
-//! A held pool's intake ends its subscription in good order and subscribes again when it is free; jobs in hand that were
-//! not started go back to the queue as they came; running commands go on.
+//! A held pool's intake ends its subscription in good order and subscribes again when it is free; then jobs in hand that
+//! were not started go back to the queue as they came, and running commands go on. In this order: a job that goes back
+//! while there is a consumer would come again at once, and a quorum queue loses sight of what it hands to a consumer that is
+//! just being cancelled, and counts it as redelivered.
 //!
 //! A job *alone* is one that was redelivered so often that it may be the reason. It takes the claim, of which there is
 //! one a worker, waits until the worker has nothing else of the broker's, running or not, and holds all pools until it
@@ -18,6 +20,8 @@ pub struct Holds {
     reasons: Arc<watch::Sender<Reasons>>,
     /// Deliveries that the worker has, and consumers that may get more.
     present: Arc<watch::Sender<usize>>,
+    /// Pools that have a consumer.
+    consuming: Arc<watch::Sender<BTreeSet<Arc<str>>>>,
 }
 
 #[derive(Default)]
@@ -90,6 +94,28 @@ impl Holds {
         let _ = reasons.wait_for(|reasons| reasons.of(pool).is_none()).await;
     }
 
+    /// Waits until a pool takes no jobs, and has no consumer any more.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(super) async fn stopped(&self, pool: &str) {
+        self.held(pool).await;
+        let mut consuming = self.consuming.subscribe();
+        // Its sender is ours.
+        let _ = consuming.wait_for(|pools| !pools.contains(pool)).await;
+    }
+
+    /// Tells that a pool has a consumer, until what is returned is dropped.
+    pub(super) fn consume(&self, pool: &Arc<str>) -> Consuming {
+        self.consuming.send_modify(|pools| {
+            pools.insert(pool.clone());
+        });
+        Consuming {
+            consuming: self.consuming.clone(),
+            pool: pool.clone(),
+        }
+    }
+
     /// Counts a delivery that the worker has, or a consumer, until what is returned is dropped.
     pub(super) fn enter(&self) -> Present {
         self.present.send_modify(|count| *count += 1);
@@ -114,6 +140,20 @@ impl Reasons {
             Self { paused, .. } if paused.contains(pool) => Some(HoldReason::Paused),
             Self { .. } => None,
         }
+    }
+}
+
+/// A pool's consumer.
+pub(super) struct Consuming {
+    consuming: Arc<watch::Sender<BTreeSet<Arc<str>>>>,
+    pool: Arc<str>,
+}
+
+impl Drop for Consuming {
+    fn drop(&mut self) {
+        self.consuming.send_modify(|pools| {
+            pools.remove(&self.pool);
+        });
     }
 }
 
@@ -164,6 +204,17 @@ mod tests {
         assert_eq!(holds.free("a").now_or_never(), None);
         holds.pause("a", false);
         assert_eq!((holds.reason("a"), holds.free("a").now_or_never()), (None, Some(())));
+    }
+
+    #[tokio::test]
+    async fn a_pool_has_stopped_when_it_is_held_and_its_consumer_is_gone() {
+        let holds = Holds::default();
+        let consuming = holds.consume(&"a".into());
+        assert!(holds.stopped("a").now_or_never().is_none());
+        holds.pause("a", true);
+        assert!(holds.stopped("a").now_or_never().is_none(), "it still consumes");
+        drop(consuming);
+        assert!(holds.stopped("a").now_or_never().is_some());
     }
 
     #[tokio::test]

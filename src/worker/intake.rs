@@ -36,6 +36,9 @@ const SETTLE_MARGIN: Duration = Duration::from_secs(300);
 const USUAL_PATIENCE: Duration = Duration::from_secs(30 * 60);
 const QUEUES_HAVE_PATIENCE: (u32, u32) = (3, 12);
 
+/// Without a delivery for so long, a consumer that settles nothing has all that it will get.
+const SETTLED: Duration = Duration::from_millis(100);
+
 /// How long a subscription may take, topology included.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two deliveries of a message that cannot be read.
@@ -240,6 +243,8 @@ impl<T: Transport> Intake<T> {
     /// Hands deliveries on until the subscription ends or the worker drains; one by one, until one came through.
     async fn consume(&self, mut subscription: T::Subscription, mode: Mode, shutdown: &Shutdown) -> End {
         let _present = self.holds.enter();
+        let consuming = self.holds.consume(&self.pool.name);
+        let mut held = None;
         let ledger = self.pipeline.ledger();
         ledger.lose_session(); // the one before, if there was one
         let mut proving = pin!(prove(ledger, subscription.barrier()));
@@ -253,11 +258,16 @@ impl<T: Transport> Intake<T> {
             let delivery = tokio::select! {
                 biased; // nothing is taken that would have to be given back
                 () = shutdown.draining() => break End::Stopped,
-                reason = self.holds.held(&self.pool.name) => break End::Held(reason),
+                reason = self.holds.held(&self.pool.name), if held.is_none() => {
+                    held = Some(reason);
+                    continue;
+                }
                 () = self.pulse.stalled() => return End::Stalled,
                 () = tokio::time::sleep(QUIET), if mode != Mode::Full => return End::Quiet,
                 never = &mut proving => match never {},
                 delivery = subscription.next() => delivery,
+                // Nothing starts, so nothing is settled, and soon nothing more is on its way.
+                () = tokio::time::sleep(SETTLED), if held.is_some() => break held.map_or(End::Quiet, End::Held),
             };
             let Some(delivery) = delivery else {
                 return End::Of(subscription.end());
@@ -280,7 +290,12 @@ impl<T: Transport> Intake<T> {
             }
         };
         // Over time the rest is dropped with its subscription, and so given back as well, though marked as redelivered.
-        let _ = tokio::time::timeout(GIVE_BACK_GRACE, self.give_back_rest(&mut subscription, shutdown)).await;
+        let giving_back = async {
+            subscription.cancel().await;
+            drop(consuming);
+            self.give_back_rest(&mut subscription, shutdown).await;
+        };
+        let _ = tokio::time::timeout(GIVE_BACK_GRACE, giving_back).await;
         end
     }
 
@@ -298,7 +313,6 @@ impl<T: Transport> Intake<T> {
 
     /// Takes what is still on its way and gives it back.
     async fn give_back_rest(&self, subscription: &mut T::Subscription, shutdown: &Shutdown) {
-        subscription.cancel().await;
         while let Some(delivery) = subscription.next().await {
             self.pipeline.hand_back(delivery, shutdown).await;
         }

@@ -205,17 +205,35 @@ impl<T: Transport> Pipeline<T> {
         tokio::select! {
             biased; // a free slot must not win over the drain
             () = self.ending.draining() => None,
-            _ = self.holds.held(&self.pool.name) => None,
-            slot = self.slots.take() => Some(Turn { _claim: None, _slot: slot }),
+            () = self.holds.stopped(&self.pool.name) => None,
+            slot = self.slot() => Some(Turn { _claim: None, _slot: slot }),
+        }
+    }
+
+    /// A slot, which none gets while its pool is held.
+    async fn slot(&self) -> Slot {
+        loop {
+            self.holds.free(&self.pool.name).await;
+            let slot = self.slots.take().await;
+            if self.holds.reason(&self.pool.name).is_none() {
+                return slot;
+            }
         }
     }
 
     /// The same for a job that may be killing workers: no other command runs beside it.
     async fn turn_alone(&self) -> Option<Turn> {
-        if self.holds.reason(&self.pool.name).is_some() {
+        let claim = match self.holds.reason(&self.pool.name) {
+            None => self.holds.claim(),
+            Some(_) => None,
+        };
+        let Some(claim) = claim else {
+            tokio::select! {
+                () = self.ending.draining() => {}
+                () = self.holds.stopped(&self.pool.name) => {}
+            }
             return None;
-        }
-        let claim = self.holds.claim()?;
+        };
         let slot = async {
             claim.alone().await;
             self.slots.take().await
