@@ -114,7 +114,7 @@ async fn stop_broker(stage: &Stage, moment: Duration) {
 
 async fn kill_broker(stage: &mut Stage, moment: Duration) {
     let from = SystemTime::now();
-    kill(stage).await;
+    stage.broker.kill().await;
     tokio::time::sleep(moment).await;
     bring_back(stage, from).await;
 }
@@ -123,16 +123,6 @@ async fn kill_broker_with_full_disks(stage: &mut Stage, moment: Duration) {
     stage.fleet.workers.iter().for_each(Worker::fill_disk);
     kill_broker(stage, moment).await;
     stage.fleet.workers.iter().for_each(Worker::free_disk);
-}
-
-/// Without the first line, a queue may find no leader when the node is back: RabbitMQ 3.10 writes the terms of its queues
-/// to disk every five seconds, and here one kill may follow another.
-async fn kill(stage: &Stage) {
-    stage
-        .broker
-        .eval("[ok = dets:sync(Table) || Table <- dets:all()].")
-        .await;
-    stage.broker.kill();
 }
 
 /// Starts the broker, after it was asked to stop if it still runs.
@@ -170,7 +160,7 @@ async fn silence_and_stop(stage: &Stage, place: usize, moment: Duration) {
 
 async fn kill_both(stage: &mut Stage, place: usize) {
     let from = SystemTime::now();
-    kill(stage).await;
+    stage.broker.kill().await;
     stage.fleet.end_one(place, Signal::KILL).await;
     bring_back(stage, from).await;
     stage.fleet.put(place).await;

@@ -20,7 +20,7 @@ async fn a_result_outlives_its_worker_while_the_broker_is_away() {
     rig.publish("job", &rig.gated("gate")).await;
     let first = prepared(&rig, &url, "slots = 1").env("SYNTHEX_OUTBOX", &outbox).spawn();
     rig.wait_for_begun(1).await;
-    kill(&broker).await;
+    broker.kill().await;
     rig.open("gate");
     becomes(&first, "outbox_records", 1.0);
     first.signal(Signal::KILL);
@@ -60,7 +60,7 @@ async fn a_full_disk_is_told_once_and_costs_no_result() {
     }
     let worker = on_a_full_disk(&rig, &url);
     rig.wait_for_begun(3).await;
-    kill(&broker).await;
+    broker.kill().await;
     rig.open("gate");
     becomes(&worker, "outbox_errors_total", 3.0);
     becomes(&worker, "results_unconfirmed", 3.0);
@@ -89,7 +89,7 @@ async fn without_an_outbox_nothing_is_written() {
         .env("XDG_STATE_HOME", &state)
         .spawn();
     rig.wait_for_begun(1).await;
-    kill(&broker).await;
+    broker.kill().await;
     rig.open("gate");
     becomes(&worker, "results_unconfirmed", 1.0);
     broker.restart().await;
@@ -97,13 +97,6 @@ async fn without_an_outbox_nothing_is_written() {
     assert!(!state.exists());
     assert_eq!(scrape(&metrics(&worker), "outbox_records"), 0.0);
     stop(worker).await;
-}
-
-/// Kills a broker that has the queues of a rig for a second only: without this, one of them may find no leader when the
-/// node is back, because RabbitMQ 3.10 writes their terms to disk every five seconds.
-async fn kill(broker: &Broker) {
-    broker.eval("[ok = dets:sync(Table) || Table <- dets:all()].").await;
-    broker.kill();
 }
 
 /// Waits until each of these jobs has the result of its first attempt, which succeeded.

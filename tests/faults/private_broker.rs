@@ -28,7 +28,7 @@ async fn a_broker_that_is_killed_and_comes_back_loses_no_job_and_no_result() {
     wait_for_lines(&worker, 10, "job ended");
 
     let before = worker.lines();
-    broker.kill();
+    broker.kill().await;
     worker.wait_for_line_after(before, is_not_consuming);
     broker.restart().await;
     worker.wait_for_line_after(before, is_consuming);
