@@ -12,7 +12,7 @@ use synthex::transport::{Publication, Transport};
 use synthex::worker::event::Event;
 
 use crate::rig::{Live, Results, Rig};
-use crate::support::faulty::{AckFault, Faulty, Gate, PublishFault, SubscribeFault, anything, is_job};
+use crate::support::faulty::{AckFault, Faulty, Gate, PublishFault, SubscribeFault, anything, is_job, recounted};
 use crate::support::random::Random;
 
 /// Workers that are cut off, one after another.
@@ -88,7 +88,8 @@ async fn publish_some<T: Transport>(rig: &Rig<T>, round: usize, account: &mut Ac
 async fn publish_one<T: Transport>(rig: &Rig<T>, id: &str, account: &mut Account) {
     account.expected.insert(id.to_owned(), Status::Succeeded);
     account.copies.insert((id.to_owned(), 1), 1);
-    rig.publish(id, &json!({ "command": ["true"] })).await;
+    // Longer than the delay after which a counted job comes again.
+    rig.publish(id, &json!({ "command": ["sleep", "0.5"] })).await;
 }
 
 async fn one_round<T: Transport>(rig: &Rig<T>, random: &mut Random, account: &mut Account) {
@@ -152,7 +153,8 @@ fn script<T: Transport>(transport: &Faulty<T>, random: &mut Random) {
 
 impl Account {
     fn add<T>(&mut self, transport: &Faulty<T>, events: &[Event]) {
-        for Publication { envelope, .. } in transport.sent().iter().filter(|sent| is_job(sent)) {
+        let asks = |sent: &&Publication| is_job(sent) || recounted(sent);
+        for Publication { envelope, .. } in transport.sent().iter().filter(asks) {
             *self.copies.entry(key(envelope)).or_default() += 1;
         }
         for envelope in transport.acked() {

@@ -125,8 +125,8 @@ pub fn fork_tree(cage: &Cage) -> Member {
 }
 
 pub fn fork_tree_of_a_command_that_times_out(cage: &Cage) -> Member {
-    let job = json!({"command": [cage.program("fork_tree"), "20", "49", "stay"], "timeout": "6s"});
-    Member::new(job, timed_out("SIGKILL", "kill", "all up\n")).with_processes(1 + 20 * 50)
+    let job = json!({"command": [cage.program("fork_tree"), "10", "49", "stay"], "timeout": "8s"});
+    Member::new(job, timed_out("SIGKILL", "kill", "all up\n")).with_processes(1 + 10 * 50)
 }
 
 /// What it makes in its grace has all of the grace, and its output is kept.
