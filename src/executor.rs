@@ -171,6 +171,7 @@ impl Running {
             mut streams,
             turn,
         } = self;
+        let waited = clock.elapsed(); // for a keeper, and for its turn
         let Some(answer) = answer(&keeper, &mut streams, turn, run, stop).await else {
             spawners.discard(keeper).await;
             return Some(Outcome::of_dead_helper(streams, clock, stop.is_cancelled()));
@@ -199,7 +200,7 @@ impl Running {
                 } else if report.released {
                     spawners.release(keeper).await;
                 }
-                Some(Outcome::of_report(&report, streams, run, clock))
+                Some(Outcome::of_report(&report, streams, run, clock, waited))
             }
         }
     }

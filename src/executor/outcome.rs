@@ -101,17 +101,19 @@ impl Outcome {
         }
     }
 
-    pub(super) fn of_report(report: &Report, streams: Streams, run: &Run, clock: Clock) -> Self {
+    /// Of a command that was given to its keeper so long after the clock began.
+    pub(super) fn of_report(report: &Report, streams: Streams, run: &Run, clock: Clock, waited: Duration) -> Self {
         let (stdout, stderr) = streams.into_outputs();
+        let spawn_time = waited.saturating_add(report.spawn);
         let bounds = Bounds::from(&run.limits);
         Self {
             end: end(report, run),
             stdout,
             stderr,
             started_at: Some(clock.wall),
-            finished_at: clock.wall_after(report.spawn.saturating_add(report.lasted)),
+            finished_at: clock.wall_after(spawn_time.saturating_add(report.lasted)),
             duration: report.lasted,
-            spawn_time: report.spawn,
+            spawn_time,
             run_time: report.run,
             kill_time: report.kill,
             ended_by: Some(report.ended_by),

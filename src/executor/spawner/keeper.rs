@@ -71,7 +71,7 @@ impl Keeper {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         // A session of its own is a scheduling group of its own (autogroup, sched(7)), as each command's is.
         rustix::process::setsid()?;
-        sys::run_soon();
+        sys::run_soon(None);
         Ok(Self {
             socket,
             lifeline,

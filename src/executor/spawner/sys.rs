@@ -27,9 +27,9 @@ const STACK: usize = 64 * 1024;
 /// From clone(2): too wide for the type that the C library's header gives it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// How a keeper is scheduled: see [`run_soon`]. The slice is in nanoseconds, the shortest there is.
-const KEEPER_NICE: c_int = -10;
-const KEEPER_SLICE: u64 = 100_000;
+/// How [`run_soon`] has a process scheduled. The slice is in nanoseconds, the shortest there is.
+const SOON_NICE: c_int = -10;
+const SOON_SLICE: u64 = 100_000;
 const RESET_ON_FORK: u64 = 1; // SCHED_FLAG_RESET_ON_FORK
 const ATTRIBUTES_SIZE: u32 = 48; // SCHED_ATTR_SIZE_VER0
 
@@ -240,10 +240,10 @@ pub(super) fn reset_signals() {
     }
 }
 
-/// Has this process run soon after it is woken, however many others want to run: with little to do at a time (a short
-/// slice, from Linux 6.12), and before others where it may (root). What it starts gets none of this. A kernel that knows
-/// nothing of it leaves things as they are.
-pub(super) fn run_soon() {
+/// Has a process, or this one, run soon after it is woken, however many others want to run: with little to do at a time (a
+/// short slice, from Linux 6.12), and before others where it may (root). What it starts gets none of this. A kernel that
+/// knows nothing of it leaves things as they are.
+pub(super) fn run_soon(process: Option<Pid>) {
     // A `struct sched_attr`, see sched_setattr(2).
     #[repr(C)]
     struct Attributes {
@@ -256,19 +256,20 @@ pub(super) fn run_soon() {
         deadline: u64,
         period: u64,
     }
-    for nice in [KEEPER_NICE, 0] {
+    let process = process.map_or(0, Pid::as_raw_pid);
+    for nice in [SOON_NICE, 0] {
         let attributes = Attributes {
             size: ATTRIBUTES_SIZE,
             policy: libc::SCHED_OTHER.cast_unsigned(),
             flags: RESET_ON_FORK,
             nice,
             priority: 0,
-            runtime: KEEPER_SLICE,
+            runtime: SOON_SLICE,
             deadline: 0,
             period: 0,
         };
         // SAFETY: the structure is as large as it says, and only read.
-        if unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) } == 0 {
+        if unsafe { libc::syscall(libc::SYS_sched_setattr, process, &raw const attributes, 0) } == 0 {
             return;
         }
     }

@@ -83,6 +83,7 @@ impl Tree {
             let _ = kill_process_group(self.leader, Signal::KILL);
         }
         for child in children() {
+            sys::run_soon(Some(child)); // to its end
             // A group by a child's number can only be one that the child leads: the number is its own.
             let _ = kill_process_group(child, Signal::KILL);
             let _ = kill_process(child, Signal::KILL);
@@ -91,10 +92,16 @@ impl Tree {
 
     /// Sends a signal to the leader's group, and to every process below this one that is not in it.
     pub(super) fn signal(&self, signal: Signal) {
+        // Looked for before the first of them dies: its children change their parent then, and may be in neither's list.
+        let below = descendants();
+        for (pid, _) in &below {
+            // They have to run to end, and have waited for nothing so far; others want to run too.
+            sys::run_soon(Some(*pid));
+        }
         if self.reaped_leader.is_none() {
             let _ = kill_process_group(self.leader, signal);
         }
-        for (pid, parent) in descendants() {
+        for (pid, parent) in below {
             signal_outsider(pid, parent, self.leader, signal);
         }
     }
