@@ -11,8 +11,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
+
+/// How long a worker takes no jobs for the sake of one that is to run alone, before that one is put off.
+const ALONE_WITHIN: Duration = Duration::from_secs(20);
 
 /// What holds a worker's pools. Clones are handles on the same.
 #[derive(Clone, Default)]
@@ -172,14 +176,15 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Waits until the worker has nothing but the job that has the claim. As all pools are held, it stays so.
+    /// Waits until the worker has nothing but the job that has the claim; as all pools are held, it stays so. False if
+    /// that takes too long: a long command, or a result that nobody takes, must not keep the worker from all else.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(super) async fn alone(&self) {
+    pub(super) async fn alone(&self) -> bool {
         let mut present = self.holds.present.subscribe();
-        // Its sender is ours.
-        let _ = present.wait_for(|count| *count <= 1).await;
+        let alone = present.wait_for(|count| *count <= 1);
+        tokio::time::timeout(ALONE_WITHIN, alone).await.is_ok()
     }
 }
 
@@ -217,7 +222,7 @@ mod tests {
         assert!(holds.stopped("a").now_or_never().is_some());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_has_the_claim_waits_until_nothing_else_is_there_and_holds_off_all_others() {
         let holds = Holds::default();
         let (own, other) = (holds.enter(), holds.enter());
@@ -225,8 +230,9 @@ mod tests {
         assert!(holds.claim().is_none(), "one a worker");
         assert_eq!(holds.reason("any"), Some(HoldReason::Alone));
         assert!(claim.alone().now_or_never().is_none(), "another is still there");
+        assert!(!claim.alone().await, "it does not wait for ever");
         drop(other);
-        assert!(claim.alone().now_or_never().is_some());
+        assert_eq!(claim.alone().now_or_never(), Some(true));
         drop((claim, own));
         assert!(holds.reason("any").is_none() && holds.claim().is_some());
     }

@@ -172,8 +172,10 @@ impl<T: Transport> Pipeline<T> {
             }
             turn = self.turn(&ticket) => turn,
         };
-        let Some(turn) = turn else {
-            return self.hand_back_held(held, stop).await;
+        let turn = match turn {
+            Ok(turn) => turn,
+            Err(PutOff::ForNow) => return self.hand_back_held(held, stop).await,
+            Err(PutOff::ForAWhile) => return self.delay(held, &ticket, ALONE_AGAIN, stop).await,
         };
         let now = Timestamp::now();
         if !held.is_live() {
@@ -197,16 +199,19 @@ impl<T: Transport> Pipeline<T> {
         self.conclude(held, &ticket, conclusion.told(cancellation), stop).await;
     }
 
-    /// Waits for the job's turn to be started; `None` when it is not to be, as the worker drains, or its pool is held.
-    async fn turn(&self, ticket: &Ticket) -> Option<Turn> {
+    /// Waits for the job's turn to be started.
+    ///
+    /// # Errors
+    /// When it is not to be, as the worker drains, its pool is held, or it was to run alone and could not.
+    async fn turn(&self, ticket: &Ticket) -> Result<Turn, PutOff> {
         if ticket.attempt.redeliveries >= ALONE_FROM {
             return self.turn_alone().await;
         }
         tokio::select! {
             biased; // a free slot must not win over the drain
-            () = self.ending.draining() => None,
-            () = self.holds.stopped(&self.pool.name) => None,
-            slot = self.slot() => Some(Turn { _claim: None, _slot: slot }),
+            () = self.ending.draining() => Err(PutOff::ForNow),
+            () = self.holds.stopped(&self.pool.name) => Err(PutOff::ForNow),
+            slot = self.slot() => Ok(Turn { _claim: None, _slot: slot }),
         }
     }
 
@@ -222,7 +227,7 @@ impl<T: Transport> Pipeline<T> {
     }
 
     /// The same for a job that may be killing workers: no other command runs beside it.
-    async fn turn_alone(&self) -> Option<Turn> {
+    async fn turn_alone(&self) -> Result<Turn, PutOff> {
         let claim = match self.holds.reason(&self.pool.name) {
             None => self.holds.claim(),
             Some(_) => None,
@@ -232,18 +237,20 @@ impl<T: Transport> Pipeline<T> {
                 () = self.ending.draining() => {}
                 () = self.holds.stopped(&self.pool.name) => {}
             }
-            return None;
+            return Err(PutOff::ForNow);
         };
         let slot = async {
-            claim.alone().await;
-            self.slots.take().await
+            match claim.alone().await {
+                true => Ok(self.slots.take().await),
+                false => Err(PutOff::ForAWhile),
+            }
         };
         let slot = tokio::select! {
             biased;
-            () = self.ending.draining() => return None,
-            slot = slot => slot,
+            () = self.ending.draining() => return Err(PutOff::ForNow),
+            slot = slot => slot?,
         };
-        Some(Turn {
+        Ok(Turn {
             _claim: Some(claim),
             _slot: slot,
         })
@@ -356,6 +363,17 @@ pub(super) struct Taken {
 
 /// Redeliveries from which a job runs alone: its third attempt, if the first two ended with their workers.
 const ALONE_FROM: u32 = 2;
+
+/// How long a job waits that was to run alone, when the worker had something else for too long.
+const ALONE_AGAIN: Duration = Duration::from_secs(20);
+
+/// Why a job gets no turn.
+enum PutOff {
+    /// It may be started at once, elsewhere or when the pool goes on.
+    ForNow,
+    /// It is to be tried again later.
+    ForAWhile,
+}
 
 /// The right to run one command; others may go on when it is dropped.
 struct Turn {

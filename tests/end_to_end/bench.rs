@@ -440,7 +440,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 }
 
 /// The Python into which `tests/run` installs pika.
-pub fn python() -> PathBuf {
+fn python() -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
     target.expect("it is in the target folder").join("test-venv/bin/python")
 }

@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Worker, assert_has, python};
+use crate::bench::{Bench, Worker, assert_has};
 
 /// Nearly as much as the properties of a message may have (a frame of 128 KiB), with ours beside it.
 const LARGE: usize = 130_800;
@@ -434,23 +434,4 @@ fn a_field_that_is_there_twice_is_refused_and_named() {
     }
     goes_on(&bench, "good");
     ends_clean(&bench, worker, 0);
-}
-
-/// The client library reads headers by recursion: on a usual stack this ends the process, and that of the next worker.
-#[test]
-fn headers_nested_very_deep_end_no_worker() {
-    const DEPTH: &str = "8000";
-    let bench = Bench::new();
-    let worker = narrow_worker(&bench);
-    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/producers/nested_pika.py");
-    let published = std::process::Command::new(python())
-        .arg(script)
-        .args([&*bench.url, &bench.named("jobs"), "default", DEPTH])
-        .status();
-    assert!(published.expect("`tests/run` installs Python and pika").success());
-    assert_has(
-        &bench.result().json(),
-        &json!({"job_id": "nested", "attempt": 1, "status": "succeeded"}),
-    );
-    worker.stop();
 }
