@@ -256,7 +256,7 @@ impl<T: Transport> Intake<T> {
         }
         let end = loop {
             let delivery = tokio::select! {
-                biased; // nothing is taken that would have to be given back
+                biased; // a stop and a hold come before more deliveries
                 () = shutdown.draining() => break End::Stopped,
                 reason = self.holds.held(&self.pool.name), if held.is_none() => {
                     held = Some(reason);
