@@ -7,7 +7,8 @@
 //!
 //! A job *alone* is one that was redelivered so often that it may be the reason. It takes the claim, of which there is
 //! one a worker, waits until the worker has nothing else of the broker's, running or not, and holds all pools until it
-//! has ended. So when it kills the worker, it takes no neighbour's attempt with it.
+//! has ended. So when it kills the worker, it takes no neighbour's attempt with it. If it cannot be alone for
+//! [`ALONE_WITHIN`], it is put off, and the pools go on.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -81,6 +81,9 @@ impl<T: Transport> Pipeline<T> {
 
     /// Finds a delivery's place if it is a message that is known here; gives it back if there is something to do.
     pub(super) async fn recognise(&self, delivery: Delivery) -> Option<Delivery> {
+        if !delivery.redelivered {
+            return Some(delivery); // as nearly all are, and nothing is copied for them
+        }
         let envelope = delivery.envelope.clone();
         match self.ledger.recognise(delivery) {
             Recognised::New(delivery) => Some(delivery),
