@@ -66,8 +66,8 @@ impl Size {
             Err(_) => usual,
         };
         Self {
-            jobs: number("SYNTHEX_CHAOS_JOBS", 2_400),
-            faults: number("SYNTHEX_CHAOS_FAULTS", 14).max(1),
+            jobs: number("SYNTHEX_CHAOS_JOBS", 2_000),
+            faults: number("SYNTHEX_CHAOS_FAULTS", 13).max(1),
             workers: number("SYNTHEX_CHAOS_WORKERS", 3).max(2),
         }
     }

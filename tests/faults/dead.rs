@@ -337,6 +337,7 @@ async fn stopped_at_the_second<T: Transport>(rig: &Rig<T>, transport: &Faulty<T>
         [Some("job-1".to_owned())],
         "who is not told of has not been dealt with"
     );
+    come_back(rig, 2).await;
     let mut left = listed(rig).await;
     left.sort(); // what was in hand at the fault goes back before the rest
     left

@@ -36,7 +36,9 @@ pub struct Seen<'a> {
 }
 
 /// The deadline of those that have to be ended: long enough for all of them to be up by then, on a busy machine.
-const TIMEOUT: &str = "3s";
+pub const TIMEOUT: &str = "3s";
+/// Two seconds after the start of those that have 30 s.
+pub const WARN_BEFORE: &str = "28s";
 /// The longest time between the death of a keeper and that of its job's last process.
 const AFTER_KEEPER: Duration = Duration::from_secs(2);
 /// The longest argument the kernel takes has a byte less (`MAX_ARG_STRLEN`, execve(2)).
@@ -250,7 +252,7 @@ pub fn group_killer(_: &Cage) -> Member {
 }
 
 pub fn warned(_: &Cage) -> Member {
-    let job = with(script("warned"), json!({"timeout": "30s", "warn_before": "28s"}));
+    let job = with(script("warned"), json!({"timeout": "30s", "warn_before": WARN_BEFORE}));
     let expected = with(failed(5, "ready\nsaved\n"), json!({"ended_by": "warn_signal"}));
     Member::new(job, expected)
 }
@@ -258,7 +260,7 @@ pub fn warned(_: &Cage) -> Member {
 pub fn unwarned(_: &Cage) -> Member {
     let job = with(
         script("unwarned"),
-        json!({"timeout": "30s", "warn_before": "28s", "warn_signal": "USR2"}),
+        json!({"timeout": "30s", "warn_before": WARN_BEFORE, "warn_signal": "USR2"}),
     );
     Member::new(job, timed_out("SIGUSR2", "warn_signal", "ready\n"))
 }
