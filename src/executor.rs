@@ -229,16 +229,23 @@ async fn answer(
             () = tokio::time::sleep(by_itself.saturating_add(ANSWER_GRACE)) => None,
         }
     };
+    let is_fed = streams.feed_at_once();
     let started = async {
         tokio::time::sleep(START).await;
         drop(turn);
-        std::future::pending().await
+    };
+    let flow = async {
+        if is_fed {
+            started.await; // most commands are over before there is anything to move
+            streams.flow().await
+        } else {
+            tokio::join!(started, streams.flow()).1
+        }
     };
     tokio::select! {
         biased;
         answer = answer => answer,
-        never = streams.flow() => match never {},
-        never = started => never,
+        never = flow => match never {},
     }
 }
 

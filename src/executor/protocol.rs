@@ -24,7 +24,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::cgroup::Domain;
 use super::limits::Bounds;
@@ -79,12 +79,16 @@ pub(super) enum ToKeeper<'a> {
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Start<'a> {
     /// The files to try, in their order.
+    #[serde(serialize_with = "whole")]
     pub(super) candidates: &'a [u8],
     /// The program's name and its arguments.
+    #[serde(serialize_with = "whole")]
     pub(super) argv: &'a [u8],
     /// The whole environment, as `KEY=value`.
+    #[serde(serialize_with = "whole")]
     pub(super) env: &'a [u8],
     /// The directory, NUL-ended; empty for the helper's own, which is the worker's.
+    #[serde(serialize_with = "whole")]
     pub(super) cwd: &'a [u8],
     /// When it is warned, asked and killed.
     pub(super) schedule: Schedule,
@@ -96,6 +100,11 @@ pub(super) struct Start<'a> {
     pub(super) rights: Rights,
     /// Whether a reading end for its stdin is the first of the descriptors.
     pub(super) has_stdin: bool,
+}
+
+/// Writes bytes in one go, where a slice is otherwise written one by one.
+fn whole<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_bytes(bytes)
 }
 
 /// When a command is warned, asked to end and killed.

@@ -92,9 +92,12 @@ impl Request {
     }
 }
 
+/// Bytes that an environment seldom has more of.
+const USUAL: usize = 1024;
+
 /// Strings, each made of parts and ended by a NUL.
 fn block<'a, const PARTS: usize>(strings: impl Iterator<Item = [&'a [u8]; PARTS]>) -> Result<Vec<u8>, NotStarted> {
-    let mut block = Vec::new();
+    let mut block = Vec::with_capacity(USUAL);
     for parts in strings {
         let start = block.len();
         parts.iter().for_each(|part| block.extend_from_slice(part));

@@ -2,7 +2,8 @@
 //!
 //! Everything a stream has seen is in its struct, not in a future, so a wait given up (at a
 //! timeout) loses nothing. One read buffer a runtime thread is shared by all runs: a run that is
-//! silent costs no buffer.
+//! silent costs no buffer. The runtime watches a pipe only once somebody had to wait for it: what a
+//! short command wrote is read when it has ended.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -11,6 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use bytes::{Buf, Bytes};
+use futures_util::FutureExt;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::net::unix::pipe;
 
@@ -32,9 +34,9 @@ thread_local! {
 /// The worker's ends of the command's pipes.
 pub(super) struct Pipes {
     /// `None` when the command reads `/dev/null`.
-    stdin: Option<pipe::Sender>,
-    stdout: pipe::Receiver,
-    stderr: pipe::Receiver,
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
 }
 
 /// Makes a command's pipes: the worker's ends, and the command's, in the order of their numbers.
@@ -49,14 +51,14 @@ pub(super) fn pipes(run: &Run) -> io::Result<(Pipes, Vec<OwnedFd>)> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         // Our end alone: a command may not know what to make of a pipe that does not wait.
         rustix::io::ioctl_fionbio(&writer, true)?;
-        stdin = Some(pipe::Sender::from_owned_fd_unchecked(writer)?);
+        stdin = Some(writer);
         theirs.push(reader);
     }
     let mut output = || {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         theirs.push(writer);
         rustix::io::ioctl_fionbio(&reader, true)?;
-        pipe::Receiver::from_owned_fd_unchecked(reader)
+        io::Result::Ok(reader)
     };
     let pipes = Pipes {
         stdin,
@@ -78,18 +80,23 @@ impl Streams {
     pub(super) fn new(pipes: Pipes, stdin: Bytes, max_output: u64) -> Self {
         Self {
             stdin: Feed {
-                pipe: pipes.stdin,
+                pipe: pipes.stdin.map(Writer::Unwatched),
                 rest: stdin,
             },
             stdout: Drain {
-                pipe: Some(pipes.stdout),
+                pipe: Some(Reader::Unwatched(pipes.stdout)),
                 kept: Kept::new(max_output),
             },
             stderr: Drain {
-                pipe: Some(pipes.stderr),
+                pipe: Some(Reader::Unwatched(pipes.stderr)),
                 kept: Kept::new(max_output),
             },
         }
+    }
+
+    /// Writes what the pipe takes of stdin without waiting, and says whether that was all of it.
+    pub(super) fn feed_at_once(&mut self) -> bool {
+        self.stdin.feed().now_or_never().is_some()
     }
 
     /// Moves bytes for as long as it is polled.
@@ -120,20 +127,29 @@ impl Streams {
 
 /// The writing end of stdin, until all is written or nobody reads.
 struct Feed {
-    pipe: Option<pipe::Sender>,
+    pipe: Option<Writer>,
     rest: Bytes,
+}
+
+enum Writer {
+    Unwatched(OwnedFd),
+    Watched(pipe::Sender),
 }
 
 impl Feed {
     async fn feed(&mut self) {
-        while let Some(pipe) = self.pipe.as_ref().filter(|_| self.rest.has_remaining()) {
-            let written = match pipe.writable().await {
-                Ok(()) => pipe.try_write(&self.rest),
-                Err(error) => Err(error),
+        while self.rest.has_remaining() {
+            let written = match &self.pipe {
+                None => break,
+                Some(Writer::Unwatched(fd)) => rustix::io::write(fd, &self.rest).map_err(io::Error::from),
+                Some(Writer::Watched(pipe)) => match pipe.writable().await {
+                    Ok(()) => pipe.try_write(&self.rest),
+                    Err(error) => Err(error),
+                },
             };
             match written {
                 Ok(count) => self.rest.advance(count),
-                Err(error) if is_passing(&error) => {}
+                Err(error) if is_passing(&error) => self.pipe = self.pipe.take().and_then(Writer::watched),
                 // EPIPE: the command closed its stdin or never looked at it, which is its own
                 // affair.
                 Err(_) => break,
@@ -143,23 +159,41 @@ impl Feed {
     }
 }
 
+impl Writer {
+    /// `None` if it cannot be watched.
+    fn watched(self) -> Option<Self> {
+        match self {
+            Self::Unwatched(fd) => pipe::Sender::from_owned_fd_unchecked(fd).ok().map(Self::Watched),
+            Self::Watched(_) => Some(self),
+        }
+    }
+}
+
 /// The reading end of an output stream, until nobody can write to it, and what was kept of it.
 struct Drain {
-    pipe: Option<pipe::Receiver>,
+    pipe: Option<Reader>,
     kept: Kept,
+}
+
+enum Reader {
+    Unwatched(OwnedFd),
+    Watched(pipe::Receiver),
 }
 
 impl Drain {
     async fn drain(&mut self) {
         let mut turn = 0;
         while let Some(pipe) = &self.pipe {
-            let read = match pipe.readable().await {
-                Ok(()) => read_once(pipe, &mut self.kept),
-                Err(error) => Err(error),
+            let read = match pipe {
+                Reader::Unwatched(fd) => read_once(&mut self.kept, |buffer| Ok(rustix::io::read(fd, buffer)?)),
+                Reader::Watched(pipe) => match pipe.readable().await {
+                    Ok(()) => read_once(&mut self.kept, |buffer| pipe.try_read(buffer)),
+                    Err(error) => Err(error),
+                },
             };
             match read {
                 Ok(count @ 1..) => turn += count,
-                Err(error) if is_passing(&error) => {}
+                Err(error) if is_passing(&error) => self.pipe = self.pipe.take().and_then(Reader::watched),
                 Ok(0) | Err(_) => self.pipe = None,
             }
             if turn >= TURN {
@@ -170,11 +204,21 @@ impl Drain {
     }
 }
 
+impl Reader {
+    /// `None` if it cannot be watched.
+    fn watched(self) -> Option<Self> {
+        match self {
+            Self::Unwatched(fd) => pipe::Receiver::from_owned_fd_unchecked(fd).ok().map(Self::Watched),
+            Self::Watched(_) => Some(self),
+        }
+    }
+}
+
 /// Reads what is there into the thread's buffer and from there into `kept`; 0 is the end of the
 /// stream.
-fn read_once(pipe: &pipe::Receiver, kept: &mut Kept) -> io::Result<usize> {
+fn read_once(kept: &mut Kept, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
     BUFFER.with_borrow_mut(|buffer| {
-        let count = pipe.try_read(buffer)?;
+        let count = read(buffer)?;
         kept.push(&buffer[..count]);
         Ok(count)
     })
@@ -189,7 +233,6 @@ fn is_passing(error: &io::Error) -> bool {
 mod tests {
     use std::io::Write;
 
-    use futures_util::FutureExt;
     use rustix::io::ioctl_fionread;
     use rustix::pipe::fcntl_setpipe_size;
 
@@ -201,18 +244,18 @@ mod tests {
         let (reader, mut writer) = io::pipe().unwrap();
         let size = fcntl_setpipe_size(&writer, 4 * TURN).unwrap();
         writer.write_all(&vec![b'x'; size]).unwrap();
-        let pipe = pipe::Receiver::from_owned_fd(reader.into()).unwrap();
+        let reader = OwnedFd::from(reader);
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        let left = || ioctl_fionread(&reader).unwrap();
+        let pipe = reader.try_clone().unwrap();
         let mut drain = Drain {
-            pipe: Some(pipe),
+            pipe: Some(Reader::Unwatched(pipe)),
             kept: Kept::new(0),
         };
 
-        // Until the runtime has seen that the pipe can be read, nothing is.
-        drain.pipe.as_ref().unwrap().readable().await.unwrap();
         for turns in 1..=2 {
             assert!(drain.drain().now_or_never().is_none());
-            let left = ioctl_fionread(drain.pipe.as_ref().unwrap()).unwrap();
-            assert_eq!(left, (size - turns * TURN) as u64);
+            assert_eq!(left(), (size - turns * TURN) as u64);
         }
     }
 }

@@ -99,7 +99,8 @@ impl TaskGroup {
         detail: String,
         future: impl Future<Output = Result<(), TaskError>> + Send + 'static,
     ) -> TaskId {
-        let counted = self.accounts.count(name, future);
+        // Boxed, as it is moved a few times until it runs, and a job's is kilobytes.
+        let counted = self.accounts.count(name, Box::pin(future));
         let id = self.set.spawn(counted).id();
         self.labels.insert(id, Label { name, detail });
         id

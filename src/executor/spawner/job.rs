@@ -59,7 +59,7 @@ pub(super) fn run(
         released: false,
     };
     let gone = job.see_through()?;
-    if job.tree.leader_has_ended() {
+    if job.tree.leader().is_none() && job.tree.leader_has_ended() {
         job.tree.reap_leader(); // how it ended is to be told, also when something it started is left
     }
     let after = match gone {
@@ -111,7 +111,7 @@ fn begin_once(keeper: &mut Keeper, start: &Start<'_>, descriptors: &[OwnedFd]) -
     let Some(group) = &mut keeper.group else {
         let prepared = Prepared::new(start, start.bounds.rlimits(), stdio)?;
         let leader = prepared.spawn(&mut keeper.birth, None)?;
-        return Ok((Tree::new(leader), LimitsApplied::default()));
+        return Ok((Tree::new(leader, &keeper.children), LimitsApplied::default()));
     };
     let refused = |_| Failure {
         step: Step::Cgroup,
@@ -127,7 +127,7 @@ fn begin_once(keeper: &mut Keeper, start: &Start<'_>, descriptors: &[OwnedFd]) -
         }
         spawned => spawned?,
     };
-    Ok((Tree::new(leader), in_group))
+    Ok((Tree::new(leader, &keeper.children), in_group))
 }
 
 impl Job<'_> {

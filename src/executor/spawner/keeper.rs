@@ -11,6 +11,7 @@ use std::ffi::c_int;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -20,6 +21,7 @@ use super::super::protocol::{self, FromKeeper, MAX_PACKET, MAX_START, Packet, St
 use super::child::{Birth, failed, null};
 use super::job;
 use super::sys;
+use super::tree::Children;
 
 /// A keeper's own things.
 pub(super) struct Keeper {
@@ -29,6 +31,7 @@ pub(super) struct Keeper {
     lifeline: OwnedFd,
     /// Readable when a child has ended.
     child_ended: OwnedFd,
+    pub(super) children: Rc<Children>,
     /// What commands without input read.
     pub(super) null: OwnedFd,
     pub(super) birth: Birth,
@@ -76,6 +79,7 @@ impl Keeper {
             socket,
             lifeline,
             child_ended: sys::child_signals()?,
+            children: Rc::new(Children::open()?),
             null: null()?,
             birth: Birth::new()?,
             // One that cannot be made is made up for by limits of each process, and the result says so.

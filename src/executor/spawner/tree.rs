@@ -8,8 +8,10 @@
 //! A number is signalled only while it cannot have become a stranger's: children of this process are not reaped
 //! meanwhile, and any other is held by a pidfd and looked at again before it is signalled.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 
 use rustix::io::Errno;
 use rustix::process::{
@@ -22,6 +24,7 @@ use super::sys::{self, Reaped};
 
 /// The processes of one job.
 pub(super) struct Tree {
+    children: Rc<Children>,
     leader: Pid,
     /// Whether the leader was reaped; until then its number, and so its group's, is taken.
     reaped_leader: Option<Reaped>,
@@ -30,8 +33,9 @@ pub(super) struct Tree {
 
 impl Tree {
     /// The tree of a process that was just started.
-    pub(super) fn new(leader: Pid) -> Self {
+    pub(super) fn new(leader: Pid, children: &Rc<Children>) -> Self {
         Self {
+            children: children.clone(),
             leader,
             reaped_leader: None,
             used: Used::default(),
@@ -58,7 +62,7 @@ impl Tree {
     /// is kept taken as long as others live, so that its group can be signalled.
     pub(super) fn reap(&mut self, leader_has_ended: bool) -> bool {
         let mut others = false;
-        for child in children() {
+        for child in self.children.now() {
             if child != self.leader {
                 others |= !self.reap_one(child);
             }
@@ -82,7 +86,7 @@ impl Tree {
         if self.reaped_leader.is_none() {
             let _ = kill_process_group(self.leader, Signal::KILL);
         }
-        for child in children() {
+        for child in self.children.now() {
             sys::run_soon(Some(child)); // to its end
             // A group by a child's number can only be one that the child leads: the number is its own.
             let _ = kill_process_group(child, Signal::KILL);
@@ -93,7 +97,7 @@ impl Tree {
     /// Sends a signal to the leader's group, and to every process below this one that is not in it.
     pub(super) fn signal(&self, signal: Signal) {
         // Looked for before the first of them dies: its children change their parent then, and may be in neither's list.
-        let below = descendants();
+        let below = descendants(self.children.now());
         for (pid, _) in &below {
             // They have to run to end, and have waited for nothing so far; others want to run too.
             sys::run_soon(Some(*pid));
@@ -152,21 +156,48 @@ pub(in super::super) fn check_listing() -> io::Result<()> {
         let text = "find itself in /proc, which is that of another PID namespace: mount one of its own there";
         return Err(io::Error::new(io::ErrorKind::Unsupported, text));
     }
-    let children = fs::read("/proc/thread-self/children");
+    let children = fs::read(OWN_CHILDREN);
     children.map_err(|error| refused(error, "list its children, which needs CONFIG_PROC_CHILDREN"))?;
     Ok(())
 }
 
+/// Where a process of one thread finds its children.
+const OWN_CHILDREN: &str = "/proc/thread-self/children";
+
+/// Bytes of the numbers of as many children as a job usually has left.
+const FEW_CHILDREN: usize = 256;
+
 /// The children of this process, which has one thread.
 pub(super) fn children() -> Vec<Pid> {
-    read_list("/proc/thread-self/children")
+    read_list(OWN_CHILDREN)
 }
 
-/// All processes below this one with their parents.
-fn descendants() -> Vec<(Pid, Pid)> {
+/// The list of them: kept open, it takes one system call to read.
+pub(super) struct Children(File);
+
+impl Children {
+    /// # Errors
+    ///
+    /// When `/proc` has no such list.
+    pub(super) fn open() -> io::Result<Self> {
+        File::open(OWN_CHILDREN).map(Self)
+    }
+
+    /// Those there are now.
+    pub(super) fn now(&self) -> Vec<Pid> {
+        let mut text = [0; FEW_CHILDREN];
+        match self.0.read_at(&mut text, 0) {
+            Ok(count @ 0..FEW_CHILDREN) => numbers(&String::from_utf8_lossy(&text[..count])),
+            _ => read_list(OWN_CHILDREN),
+        }
+    }
+}
+
+/// All processes below this one, whose children these are, with their parents.
+fn descendants(children: Vec<Pid>) -> Vec<(Pid, Pid)> {
     let mut found: Vec<(Pid, Pid)> = Vec::new();
     let own = rustix::process::getpid();
-    found.extend(children().into_iter().map(|child| (child, own)));
+    found.extend(children.into_iter().map(|child| (child, own)));
     let mut next = 0;
     while let Some(&(parent, _)) = found.get(next) {
         next += 1;
@@ -188,7 +219,10 @@ pub(in super::super) fn children_of(process: Pid) -> Vec<Pid> {
 }
 
 fn read_list(path: impl AsRef<std::path::Path>) -> Vec<Pid> {
-    let text = fs::read_to_string(path).unwrap_or_default();
+    numbers(&fs::read_to_string(path).unwrap_or_default())
+}
+
+fn numbers(text: &str) -> Vec<Pid> {
     let numbers = text.split_ascii_whitespace().filter_map(|number| number.parse().ok());
     numbers.filter_map(Pid::from_raw).collect()
 }
