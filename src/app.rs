@@ -23,7 +23,7 @@ use crate::flow::channel::Channels;
 use crate::message::JobId;
 use crate::metrics::{self, Health, Metrics, PoolInfo};
 use crate::supervise::{Budget, Child, Restart, Shutdown, StopReport, Strategy, Supervisor, TaskAccounts};
-use crate::transport::amqp::{Addresses, Amqp, AmqpConfig};
+use crate::transport::amqp::{Access, Addresses, Amqp, AmqpConfig};
 use crate::transport::topology::{Declare, Names};
 use crate::transport::{BrokerObserver, Transport, TransportError};
 use crate::worker::event::{Event, Observer, Observers};
@@ -53,7 +53,9 @@ pub struct ServeOptions {
     pub pools: Vec<Pool>,
     /// Who starts commands.
     pub spawners: Spawners,
-    /// The broker.
+    /// How to be let in by the broker.
+    pub access: Access,
+    /// Its hosts and virtual host at the start.
     pub addresses: Addresses,
     /// What the names of exchanges and queues begin with.
     pub namespace: String,
@@ -100,7 +102,7 @@ pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
     let parts = Parts::new(&options.pools, options.spawners)?;
     let listener = parts.bind(options.metrics_addr.as_deref()).await?;
     let destination = outbox::Destination::new(&options.namespace, &options.addresses);
-    let mut config = AmqpConfig::new(options.addresses);
+    let mut config = AmqpConfig::new(options.access);
     config.observer = broker_observer(parts.observer.clone());
     let transport = Amqp::new(config);
     let mut worker = parts.worker(

@@ -17,6 +17,7 @@ pub mod memory;
 pub mod topology;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -422,11 +423,29 @@ pub enum TransportError {
         reason: String,
     },
     /// The broker does not let us in: password, user or virtual host.
-    #[error("log in to the broker at {host}: {reason}; check user, password and virtual host of --amqp-url")]
+    #[error("log in to the broker at {host}: {reason}; check user, password and virtual host of --amqp-url, or --password-file")]
     LoginRefused {
         /// The host.
         host: String,
         /// The broker's words.
+        reason: String,
+    },
+    /// The two sides do not agree on TLS: a certificate that cannot be trusted, the broker's or ours.
+    #[error("set up TLS with the broker at {host}: {reason}")]
+    Tls {
+        /// The host.
+        host: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A file that the connection needs cannot be used.
+    #[error("read {what} from {}: {reason}", path.display())]
+    File {
+        /// What is in it, and which setting names it.
+        what: String,
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
         reason: String,
     },
     /// The broker refuses an operation: missing queue, missing permission, conflicting arguments.
@@ -466,5 +485,11 @@ impl TransportError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Lost { .. })
+    }
+
+    /// Whether the broker has let us in, and said no to what was asked: about the operation, not about the connection.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. })
     }
 }

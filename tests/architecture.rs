@@ -40,9 +40,11 @@ const MAY_USE: [(&str, &[&str]); 11] = [
 ];
 
 /// Packages that have one home, and it.
-const HOMES: [(&str, &str); 5] = [
+const HOMES: [(&str, &str); 7] = [
     ("lapin", "src/transport/amqp"),
     ("deadpool", "src/transport/amqp"),
+    ("async_rs", "src/transport/amqp/socket.rs"),
+    ("tokio_rustls", "src/transport/amqp/tls.rs"),
     ("backoff", "src/flow/retry.rs"),
     ("prometheus", "src/metrics"),
     ("clap", "src/cli"),

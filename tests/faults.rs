@@ -10,8 +10,9 @@
 //! - [`outbox`]: results that wait on disk, and who publishes them.
 //! - [`crash`]: `synthex worker` killed while RabbitMQ is away, and with a full disk.
 //! - [`private_broker`]: `synthex worker` as a process, and a RabbitMQ node that is killed, frozen, short of memory.
+//! - [`tls`]: certificates good and bad, and passwords that change.
 //!
-//! But for the last two, each test is written once and is there twice: on the in-process broker and on RabbitMQ. Faults come
+//! But for the last three, each test is written once and is there twice: on the in-process broker and on RabbitMQ. Faults come
 //! from [`support::faulty`], so that they come where the test says.
 
 mod support;
@@ -38,6 +39,8 @@ mod rig;
 mod shutdown;
 #[path = "faults/supervision.rs"]
 mod supervision;
+#[path = "faults/tls.rs"]
+mod tls;
 
 use rig::{Rig, Sessions};
 use support::broker::{Broker, Vhost};

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::exit::{Exit, Failure};
 use crate::flow::retry::Backoff;
 use crate::message::Span;
-use crate::transport::amqp::{Addresses, Amqp, AmqpConfig};
+use crate::transport::amqp::{Access, AddressSource, Addresses, Amqp, AmqpConfig, NamedFile, TlsOptions};
 use crate::transport::{PublishError, TransportError};
 
 /// The waits between a client's attempts.
@@ -21,15 +21,27 @@ const DEFAULT_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
 #[derive(Args)]
 #[command(next_help_heading = "Broker")]
 pub(super) struct BrokerArgs {
-    /// The broker: amqp://user:password@host:port/vhost; several hosts separated by commas [default:
-    /// amqp://guest:guest@127.0.0.1:5672/%2f]
+    /// The broker: amqp://user:password@host:port/vhost, or amqps:// for TLS; several hosts separated by commas
+    /// [default: amqp://guest:guest@127.0.0.1:5672/%2f]
     ///
     /// Others on this machine can read a command line: give a password by the environment or a file.
     #[arg(long, value_name = "URL", env = "SYNTHEX_AMQP_URL", hide_env_values = true)]
     amqp_url: Option<String>,
-    /// A file that holds the broker's address, read instead of --amqp-url
+    /// A file that holds the broker's address, read instead of --amqp-url, and again for each connection
     #[arg(long, value_name = "FILE")]
     amqp_url_file: Option<PathBuf>,
+    /// A file that holds the password, read instead of the one in the address, and again for each connection
+    #[arg(long, value_name = "FILE", env = "SYNTHEX_PASSWORD_FILE")]
+    password_file: Option<PathBuf>,
+    /// Authorities that may sign the certificate of an amqps:// broker (PEM) [default: those of the system]
+    #[arg(long, value_name = "FILE", env = "SYNTHEX_CA_FILE")]
+    ca_file: Option<PathBuf>,
+    /// Certificate to show to the broker (PEM)
+    #[arg(long, value_name = "FILE", env = "SYNTHEX_CLIENT_CERT")]
+    client_cert: Option<PathBuf>,
+    /// Its private key (PEM) [default: in the certificate's file]
+    #[arg(long, value_name = "FILE", env = "SYNTHEX_CLIENT_KEY")]
+    client_key: Option<PathBuf>,
     /// What the names of all exchanges and queues begin with
     #[arg(long, value_name = "NAME", env = "SYNTHEX_NAMESPACE", default_value = "synthex", value_parser = namespace)]
     pub(super) namespace: String,
@@ -138,33 +150,47 @@ impl ClientError for PublishError {
 }
 
 impl BrokerArgs {
-    /// The broker's hosts.
-    pub(super) fn addresses(&self) -> Result<Addresses, Failure> {
-        let (origin, url) = match (&self.amqp_url_file, &self.amqp_url) {
-            (Some(file), _) => (file.display().to_string(), read(file)?),
-            (None, Some(url)) => ("--amqp-url (SYNTHEX_AMQP_URL)".to_owned(), url.clone()),
-            (None, None) => ("the default".to_owned(), DEFAULT_URL.to_owned()),
+    /// Where all comes from that it takes to be let in.
+    pub(super) fn access(&self) -> Result<Access, Failure> {
+        let address = match (&self.amqp_url_file, &self.amqp_url) {
+            (Some(file), _) => AddressSource::File(file.clone()),
+            (None, Some(url)) => AddressSource::Given(parse("--amqp-url (SYNTHEX_AMQP_URL)", url)?),
+            (None, None) => AddressSource::Given(parse("the default", DEFAULT_URL)?),
         };
-        Addresses::parse(&url).map_err(|error| Failure::new(Exit::Config, format!("{origin}: failed to {error}")))
+        let named = |path: &Option<PathBuf>, setting| {
+            let path = path.clone()?;
+            Some(NamedFile { path, setting })
+        };
+        Ok(Access {
+            address,
+            password_file: self.password_file.clone(),
+            tls: TlsOptions {
+                ca: named(&self.ca_file, "--ca-file"),
+                cert: named(&self.client_cert, "--client-cert"),
+                key: named(&self.client_key, "--client-key"),
+                server_name: None,
+            },
+        })
+    }
+
+    /// The broker's hosts, as they are now.
+    pub(super) fn addresses(&self) -> Result<Addresses, Failure> {
+        self.access()?.read().map_err(|error| broker_failure(&error))
     }
 
     /// A client's transport, which gives each host its share of the client's time, so that all are tried before that
     /// is over.
     pub(super) fn client(&self, connect: &ConnectArgs) -> Result<Amqp, Failure> {
-        let addresses = self.addresses()?;
-        let share = connect.timeout().mul_f64(0.9) / addresses.count();
-        let mut config = AmqpConfig::new(addresses);
+        let share = connect.timeout().mul_f64(0.9) / self.addresses()?.count();
+        let mut config = AmqpConfig::new(self.access()?);
         config.connect_timeout = share;
         config.confirm_timeout = connect.timeout();
         Ok(Amqp::new(config))
     }
 }
 
-fn read(file: &PathBuf) -> Result<String, Failure> {
-    std::fs::read_to_string(file).map_err(|error| {
-        let message = format!("{}: failed to read the broker's address: {error}", file.display());
-        Failure::new(Exit::Config, message)
-    })
+fn parse(origin: &str, url: &str) -> Result<Addresses, Failure> {
+    Addresses::parse(url).map_err(|error| Failure::new(Exit::Config, format!("{origin}: failed to {error}")))
 }
 
 /// Names of the namespace's queues must fit into AMQP's 255 bytes.
@@ -180,9 +206,11 @@ fn namespace(text: &str) -> Result<String, String> {
 pub(super) fn broker_failure(error: &TransportError) -> Failure {
     let exit = match error {
         TransportError::Unreachable { .. } | TransportError::Lost { .. } => Exit::Unavailable,
-        TransportError::LoginRefused { .. } | TransportError::Refused { .. } | TransportError::Address { .. } => {
-            Exit::Config
-        }
+        TransportError::LoginRefused { .. }
+        | TransportError::Tls { .. }
+        | TransportError::File { .. }
+        | TransportError::Refused { .. }
+        | TransportError::Address { .. } => Exit::Config,
         TransportError::Exhausted { .. } => Exit::Failure,
     };
     let hint = match error {

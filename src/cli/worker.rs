@@ -58,6 +58,7 @@ pub(super) async fn run(args: WorkerArgs, spawners: Spawners) -> Result<Exit, Fa
         spawners,
         pools: loaded.into_iter().map(|loaded| loaded.pool).collect(),
         addresses: args.broker.addresses()?,
+        access: args.broker.access()?,
         namespace: args.broker.namespace,
         metrics_addr: metrics_addr(&args.metrics_addr).map(str::to_owned),
         outbox: args.outbox.options(),

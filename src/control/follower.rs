@@ -75,7 +75,7 @@ impl<T: Transport> Follower<T> {
                     self.read(subscription, counted).await;
                     backoff.next_delay()
                 }
-                Err(error) if error.is_transient() => {
+                Err(error) if !error.is_refusal() => {
                     tracing::debug!("failed to {error}; reading orders again soon");
                     backoff.next_delay()
                 }

@@ -7,11 +7,14 @@
 //! Publishing uses another connection ([`publish`]), because a broker that is short of memory or disk stops *all* that
 //! a publishing connection writes, acknowledgements included.
 
+mod access;
 mod address;
 mod consume;
 mod greeting;
 mod publish;
 mod session;
+mod socket;
+mod tls;
 mod topology;
 mod wire;
 
@@ -24,10 +27,12 @@ use super::topology::{Declare, Topology};
 use super::{
     BrokerObserver, Publication, PublishError, QueueDepth, Subscribe, Topic, Transport, TransportError, Version,
 };
+pub use access::{Access, AddressSource};
 pub use address::Addresses;
 use consume::AmqpSubscription;
 use publish::Publisher;
 use session::Connector;
+pub use tls::{NamedFile, TlsOptions};
 
 /// How long one host may take from the first packet to an open connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,8 +42,8 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// How to reach the broker.
 #[derive(Clone)]
 pub struct AmqpConfig {
-    /// The hosts, with user, password and virtual host.
-    pub addresses: Addresses,
+    /// The hosts, with user, password, virtual host and certificates.
+    pub access: Access,
     /// What the broker's own pages call our connections.
     pub connection_name: String,
     /// How long one host may take to let us in.
@@ -52,9 +57,9 @@ pub struct AmqpConfig {
 impl AmqpConfig {
     /// A configuration with the default deadlines that tells nobody.
     #[must_use]
-    pub fn new(addresses: Addresses) -> Self {
+    pub fn new(access: impl Into<Access>) -> Self {
         Self {
-            addresses,
+            access: access.into(),
             connection_name: concat!("synthex ", env!("CARGO_PKG_VERSION")).to_owned(),
             connect_timeout: CONNECT_TIMEOUT,
             confirm_timeout: CONFIRM_TIMEOUT,
@@ -119,12 +124,7 @@ impl Transport for Amqp {
     }
 
     async fn version(&self) -> Option<Version> {
-        for host in self.shared.connector.hosts() {
-            if let Some(version) = greeting::version(&host).await {
-                return Version::read(&version);
-            }
-        }
-        None
+        Version::read(&self.shared.connector.version().await?)
     }
 
     async fn queue_depth(&self, queue: &str) -> Result<Option<QueueDepth>, TransportError> {

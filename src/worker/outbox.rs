@@ -129,7 +129,7 @@ impl<T: Transport> Outbox<T> {
 fn is_refusal(error: &PublishError) -> bool {
     match error {
         PublishError::Unroutable { .. } | PublishError::Refused { .. } => true,
-        PublishError::Transport(error) => !error.is_transient(),
+        PublishError::Transport(error) => error.is_refusal(),
         PublishError::Unknown { .. } => false,
     }
 }
@@ -163,5 +163,23 @@ impl<'a> Wait<'a> {
             () = stop.aborting() => false,
             () = tokio::time::sleep(self.backoff.next_delay()) => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::TransportError;
+
+    /// Who may not log in for now, as while a password is changed, has not been told anything about the message.
+    #[test]
+    fn only_an_answer_about_the_message_is_a_refusal() {
+        let text = || "x".to_owned();
+        let (host, reason, operation) = (text(), text(), text());
+        let login = TransportError::LoginRefused { host, reason };
+        assert!(!is_refusal(&PublishError::Transport(login)));
+        let reason = text();
+        let refused = TransportError::Refused { operation, reason };
+        assert!(is_refusal(&PublishError::Transport(refused)));
     }
 }

@@ -70,7 +70,6 @@ fn a_bad_address_of_the_broker_is_78_and_keeps_its_password() {
     let addresses = [
         "user:hunter2@host",                      // no scheme
         "http://user:hunter2@host/",              // another protocol
-        "amqps://user:hunter2@host/",             // no TLS in this build
         "amqp://user:hunter2@host:99999/",        // no such port
         "amqp://user:hunter2@host:port/",         // no number
         "amqp://user:hunter2@/",                  // no host
@@ -105,6 +104,46 @@ fn an_address_file_that_cannot_be_read_is_78_and_named() {
     assert_says(&refused(&["--amqp-url-file", &bench.arg("")]), &[&bench.arg("")]);
     let binary = bench.file("binary.url", b"amqp://user:hunter2\xff@host/");
     assert_says(&refused(&["--amqp-url-file", &binary]), &[&binary]);
+}
+
+/// All before anybody is connected to: what is wrong is here.
+#[test]
+fn settings_of_tls_that_cannot_be_used_are_78_and_named() {
+    const URL: &str = "amqps://user:hunter2@127.0.0.1:1/";
+    let bench = Bench::new();
+    let (junk, missing) = (bench.file("junk.pem", "junk"), bench.arg("missing.pem"));
+    for (args, words) in [
+        (&["--ca-file", &missing][..], ["--ca-file", &*missing, "No such file"]),
+        (
+            &["--ca-file", &junk],
+            ["--ca-file", &junk, "no certificate in PEM form"],
+        ),
+        (
+            &["--client-cert", &junk],
+            ["--client-cert", &junk, "no certificate in PEM form"],
+        ),
+        (
+            &["--password-file", &missing],
+            ["--password-file", &missing, "No such file"],
+        ),
+        (
+            &["--client-key", &junk],
+            ["private key", "no certificate", "--client-cert"],
+        ),
+    ] {
+        assert_says(&refused(&[&["--amqp-url", URL], args].concat()), &words);
+    }
+    let by_address = format!("{URL}?cacertfile={junk}");
+    assert_says(&refused(&["--amqp-url", &by_address]), &["cacertfile=", &junk]);
+    let unchecked = format!("{URL}?verify=verify_none");
+    assert_says(
+        &refused(&["--amqp-url", &unchecked]),
+        &["--amqp-url", "verify_peer", "--ca-file"],
+    );
+    assert_says(
+        &refused(&["--amqp-url", NOBODY, "--ca-file", &junk]),
+        &["--ca-file is for TLS", "amqps://"],
+    );
 }
 
 /// A worker whose broker is not there, and the port of its metrics.

@@ -19,6 +19,7 @@
 
 mod node;
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use super::process::Signal;
@@ -41,8 +42,26 @@ impl Broker {
     /// # Panics
     /// When it does not start: with its log.
     pub async fn start() -> Self {
-        let node = off_thread(|| Node::start(&folder_of_nodes(), std::process::id(), true)).await;
+        let node = off_thread(|| Node::start(&folder_of_nodes(), std::process::id(), true, None)).await;
         Self { node: Arc::new(node) }
+    }
+
+    /// Starts a node for this test alone that listens for TLS as well. In the folder are its certificate `broker.pem`
+    /// with `broker.key`, and `ca.pem`, the authorities of clients; a client is the user that its certificate names.
+    ///
+    /// # Panics
+    /// When it does not start: with its log.
+    pub async fn start_with_tls(certificates: &Path) -> Self {
+        let certificates = certificates.to_owned();
+        let start = move || Node::start(&folder_of_nodes(), std::process::id(), true, Some(&certificates));
+        Self {
+            node: Arc::new(off_thread(start).await),
+        }
+    }
+
+    /// Has the node read its certificates anew.
+    pub async fn forget_certificates(&self) {
+        self.eval("ssl:clear_pem_cache().").await;
     }
 
     /// Gives the node that all tests of this run share, started by the first that asks.
@@ -89,6 +108,11 @@ impl Broker {
     /// Port on 127.0.0.1 where it speaks AMQP.
     pub fn port(&self) -> u16 {
         self.node.facts.ports.amqp
+    }
+
+    /// Port on 127.0.0.1 where it speaks AMQP by TLS.
+    pub fn tls_port(&self) -> u16 {
+        self.node.facts.ports.amqps
     }
 
     /// Name of the user made for it, who may do everything.

@@ -1,6 +1,7 @@
 //! What test binaries share: a private RabbitMQ node, programs run as processes, and a look at processes from outside.
 //!
 //! - [`broker`]: RabbitMQ nodes on ports of their own, which die with the tests that started them.
+//! - [`certificates`]: certificates good and bad.
 //! - [`cli`]: `synthex` and foreign clients as processes, with a clean environment and a hard time limit.
 //! - [`process`]: what `/proc` says of processes, and waiting for what gives no event.
 //! - [`proxy`]: a way to a server on which connections are cut or go silent.
@@ -39,6 +40,7 @@
 )]
 
 pub mod broker;
+pub mod certificates;
 pub mod cli;
 pub mod faulty;
 pub mod observer;

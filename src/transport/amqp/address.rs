@@ -1,12 +1,14 @@
-//! The broker's address list: `amqp://user:password@host1:5672,host2:5672/vhost`.
+//! The broker's address list: `amqp://user:password@host1:5672,host2:5672/vhost`, or `amqps://` with TLS, and the
+//! parameters that RabbitMQ's own clients know (<https://www.rabbitmq.com/docs/uri-query-parameters>).
 //!
 //! lapin takes one host a URI, so the list is taken apart here and rotated by the connector. Nothing here prints a
 //! password, not even in an error or a `Debug`.
 
 use std::fmt;
 
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 
+use super::tls::{NamedFile, SERVER_NAME, TlsOptions};
 use crate::transport::TransportError;
 
 /// Seconds between heartbeats, unless the address says otherwise (`?heartbeat=`): a connection whose other end is gone
@@ -17,6 +19,8 @@ const HEARTBEAT: u16 = 15;
 #[derive(Clone)]
 pub struct Addresses {
     uris: Vec<AMQPUri>,
+    /// There by `amqps://`.
+    tls: Option<TlsOptions>,
 }
 
 impl Addresses {
@@ -39,7 +43,51 @@ impl Addresses {
             .split(',')
             .map(|host| parse_one(host, &format!("{scheme}://{credentials}{at}{host}{tail}")))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { uris })
+        let is_tls = uris.iter().any(|uri| uri.scheme == AMQPScheme::AMQPS);
+        let tls = is_tls.then(TlsOptions::default);
+        Self { uris, tls }.with_tls(&tls_options(tail)?)
+    }
+
+    /// These addresses with these options, which go before their own.
+    pub(super) fn with_tls(mut self, options: &TlsOptions) -> Result<Self, TransportError> {
+        self.tls = self.tls.map(|own| options.clone().or(&own));
+        match (&self.tls, options.first()) {
+            (None, Some(setting)) => Err(address(format!(
+                "{setting} is for TLS, and the address says amqp://, which is none; write amqps://"
+            ))),
+            (Some(tls), _) if tls.cert.is_none() && tls.key.is_some() => Err(address(
+                "there is a private key, and no certificate that it is for; name that with --client-cert (or certfile=)"
+                    .to_owned(),
+            )),
+            _ => Ok(self),
+        }
+    }
+
+    /// These addresses with this password in place of their own.
+    pub(super) fn with_password(mut self, password: &str) -> Self {
+        for uri in &mut self.uris {
+            password.clone_into(&mut uri.authority.userinfo.password);
+        }
+        self
+    }
+
+    /// What is asked of TLS, if there is to be any.
+    pub(super) fn tls(&self) -> Option<&TlsOptions> {
+        self.tls.as_ref()
+    }
+
+    /// Whether the client certificate says who we are.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn check_mechanism(&self) -> Result<(), TransportError> {
+        let has_certificate = self.tls.as_ref().is_some_and(|tls| tls.cert.is_some());
+        if self.uris.iter().any(is_external) && !has_certificate {
+            return Err(address(
+                "auth_mechanism=external needs amqps:// and a client certificate (--client-cert, certfile=)".to_owned(),
+            ));
+        }
+        Ok(())
     }
 
     /// The hosts, at least one.
@@ -71,7 +119,8 @@ impl Addresses {
 impl fmt::Display for Addresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let vhost = self.vhost().replace('/', "%2f");
-        write!(f, "amqp://{}/{vhost}", self.hosts())
+        let scheme = self.tls.as_ref().map_or("amqp", |_| "amqps");
+        write!(f, "{scheme}://{}/{vhost}", self.hosts())
     }
 }
 
@@ -83,7 +132,51 @@ impl fmt::Debug for Addresses {
 
 /// Host and port of one address.
 pub(super) fn host(uri: &AMQPUri) -> String {
-    format!("{}:{}", uri.authority.host, uri.authority.port)
+    let (host, port) = (&uri.authority.host, uri.authority.port);
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
+}
+
+/// Whether the client certificate says who we are.
+pub(super) fn is_external(uri: &AMQPUri) -> bool {
+    uri.query.auth_mechanism == Some(SASLMechanism::External)
+}
+
+/// What the parameters of an address say of TLS.
+fn tls_options(tail: &str) -> Result<TlsOptions, TransportError> {
+    let mut options = TlsOptions::default();
+    let query = tail.split_once('?').map_or("", |(_, query)| query);
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        let file = |setting| {
+            let path = value.as_ref().into();
+            Some(NamedFile { path, setting })
+        };
+        match &*key {
+            "cacertfile" => options.ca = file("cacertfile="),
+            "certfile" => options.cert = file("certfile="),
+            "keyfile" => options.key = file("keyfile="),
+            SERVER_NAME => options.server_name = Some(value.into_owned()),
+            "verify" if value != "verify_peer" => {
+                return Err(address(
+                    "a broker's certificate is always checked, so that verify=verify_peer is all there is; name an \
+                     authority to trust with --ca-file (or cacertfile=)"
+                        .to_owned(),
+                ));
+            }
+            "password" => {
+                return Err(address(
+                    "a private key under a password cannot be read, so that there is no password= for it; keep it \
+                     without one, in a file that only its user may read"
+                        .to_owned(),
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(options)
 }
 
 fn parse_one(host: &str, uri: &str) -> Result<AMQPUri, TransportError> {
@@ -100,10 +193,9 @@ fn parse_one(host: &str, uri: &str) -> Result<AMQPUri, TransportError> {
                 .to_owned(),
         )
     })?;
-    if parsed.scheme == AMQPScheme::AMQPS {
-        return Err(address(
-            "amqps:// needs TLS, which this build does not have; use amqp://".to_owned(),
-        ));
+    // The parser takes an IPv6 address for no host at all, and that for localhost.
+    if let Some((inner, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
+        inner.clone_into(&mut parsed.authority.host);
     }
     parsed.query.heartbeat.get_or_insert(HEARTBEAT);
     Ok(parsed)
@@ -161,8 +253,66 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_refused_clearly() {
-        let error = Addresses::parse("amqps://a").unwrap_err().to_string();
-        assert!(error.contains("TLS"), "{error}");
+    fn an_ipv6_host_is_not_taken_for_localhost() {
+        let list = Addresses::parse("amqps://u:p@[::1]:5,[2001:db8::1]/v").unwrap();
+        assert_eq!(list.uris()[0].authority.host, "::1");
+        assert_eq!(list.hosts(), "[::1]:5,[2001:db8::1]:5671");
+    }
+
+    fn file(path: &str, setting: &'static str) -> Option<NamedFile> {
+        let path = path.into();
+        Some(NamedFile { path, setting })
+    }
+
+    #[test]
+    fn the_parameters_of_rabbitmq_s_clients_are_understood() {
+        let list = "amqps://h/v?cacertfile=/a%20b/ca.pem&certfile=c.pem&keyfile=k.pem&verify=verify_peer\
+                    &server_name_indication=broker&auth_mechanism=external&fail_if_no_peer_cert=true&heartbeat=5";
+        let list = Addresses::parse(list).unwrap();
+        let wanted = TlsOptions {
+            ca: file("/a b/ca.pem", "cacertfile="),
+            cert: file("c.pem", "certfile="),
+            key: file("k.pem", "keyfile="),
+            server_name: Some("broker".to_owned()),
+        };
+        assert_eq!(list.tls(), Some(&wanted));
+        assert_eq!((list.hosts().as_str(), is_external(&list.uris()[0])), ("h:5671", true));
+        assert_eq!(list.to_string(), "amqps://h:5671/v");
+        list.check_mechanism().unwrap();
+        assert_eq!(Addresses::parse("amqp://h").unwrap().tls(), None);
+        assert!(Addresses::parse("AMQPS://h").unwrap().tls().is_some());
+    }
+
+    #[test]
+    fn flags_go_before_the_address_and_a_key_goes_with_its_certificate() {
+        let list = Addresses::parse("amqps://h?cacertfile=a&certfile=c&keyfile=k").unwrap();
+        let flags = TlsOptions {
+            cert: file("C", "--client-cert"),
+            ..TlsOptions::default()
+        };
+        let both = list.with_tls(&flags).unwrap();
+        let wanted = TlsOptions {
+            ca: file("a", "cacertfile="),
+            ..flags
+        };
+        assert_eq!(both.tls(), Some(&wanted));
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused_and_named() {
+        for (bad, named) in [
+            ("amqps://h?verify=verify_none", "--ca-file"),
+            ("amqps://h?certfile=c&keyfile=k&password=secret", "password="),
+            ("amqp://h?cacertfile=a", "cacertfile= is for TLS"),
+            ("amqp://h?server_name_indication=a", "server_name_indication is for TLS"),
+            ("amqps://h?keyfile=k", "--client-cert"),
+        ] {
+            let error = Addresses::parse(bad).unwrap_err().to_string();
+            assert!(error.contains(named) && !error.contains("secret"), "{bad}: {error}");
+        }
+        for bad in ["amqps://h?auth_mechanism=external", "amqp://h?auth_mechanism=external"] {
+            let error = Addresses::parse(bad).unwrap().check_mechanism().unwrap_err();
+            assert!(error.to_string().contains("--client-cert"), "{bad}: {error}");
+        }
     }
 }

@@ -5,8 +5,11 @@
 
 use std::time::Duration;
 
+use lapin::uri::AMQPUri;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+
+use super::socket;
+use super::tls::Tls;
 
 /// How long the greeting may take.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -20,14 +23,15 @@ const MOST: usize = 8 * 1024;
 /// The server property that holds the version: its name as a short string, and the type of its value.
 const VERSION: &[u8] = b"\x07versionS";
 
-/// The version of the broker at `host:port`; `None` if it does not say.
-pub(super) async fn version(host: &str) -> Option<String> {
-    tokio::time::timeout(LIMIT, ask(host)).await.ok()?
+/// The version of the broker at one host; `None` if it does not say.
+pub(super) async fn version(uri: &AMQPUri, tls: Option<&Tls>) -> Option<String> {
+    tokio::time::timeout(LIMIT, ask(uri, tls)).await.ok()?
 }
 
-async fn ask(host: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(host).await.ok()?;
+async fn ask(uri: &AMQPUri, tls: Option<&Tls>) -> Option<String> {
+    let mut stream = socket::open(uri, tls).await.ok()?;
     stream.write_all(HEADER).await.ok()?;
+    stream.flush().await.ok()?;
     let mut greeting = Vec::with_capacity(1024);
     while greeting.len() < MOST && stream.read_buf(&mut greeting).await.ok()? > 0 {
         if let Some(version) = read(&greeting) {

@@ -61,6 +61,8 @@ pub(super) struct Facts {
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Ports {
     pub(super) amqp: u16,
+    /// By TLS, if it has a certificate.
+    pub(super) amqps: u16,
     epmd: u16,
     /// Where its tools talk to it.
     tools: u16,
@@ -88,11 +90,15 @@ struct Shared {
 }
 
 impl Node {
-    /// Starts a node. Tries other ports if somebody took these between choice and use.
-    pub(super) fn start(folder: &Path, owner: u32, private: bool) -> Self {
+    /// Starts a node, with TLS if there is a folder of certificates. Tries other ports if somebody took these between
+    /// choice and use.
+    pub(super) fn start(folder: &Path, owner: u32, private: bool, certificates: Option<&Path>) -> Self {
         let mut failures = String::new();
         for _ in 0..3 {
             let node = Self::prepare(folder.join(random_name()), owner, private);
+            if let Some(certificates) = certificates {
+                node.offer_tls(certificates);
+            }
             let Err(why) = node.launch() else {
                 return node;
             };
@@ -143,6 +149,26 @@ impl Node {
             server: Mutex::default(),
             epmd: Mutex::default(),
         }
+    }
+
+    /// Has it listen for TLS with the certificates of a folder, and take a client's certificate for its user's name.
+    fn offer_tls(&self, certificates: &Path) {
+        let (folder, port, certificates) = (&self.facts.folder, self.facts.ports.amqps, certificates.display());
+        let settings = format!(
+            "listeners.ssl.1 = 127.0.0.1:{port}\n\
+             ssl_options.cacertfile = {certificates}/ca.pem\n\
+             ssl_options.certfile = {certificates}/broker.pem\n\
+             ssl_options.keyfile = {certificates}/broker.key\n\
+             ssl_options.verify = verify_peer\n\
+             ssl_options.fail_if_no_peer_cert = false\n\
+             ssl_cert_login_from = common_name\n\
+             auth_mechanisms.1 = PLAIN\n\
+             auth_mechanisms.2 = EXTERNAL\n"
+        );
+        let file = folder.join("rabbitmq.conf");
+        let usual = fs::read_to_string(&file).expect("it was just written");
+        fs::write(file, usual + &settings).expect("the folder was just made");
+        fs::write(folder.join("plugins"), "[rabbitmq_auth_mechanism_ssl].").expect("the folder was just made");
     }
 
     /// Starts the node's processes that do not run, and waits until it takes connections.
@@ -331,7 +357,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Finds the node of this run, or starts it.
 pub(super) fn shared() -> Node {
     let Ok(run) = std::env::var("NEXTEST_RUN_ID") else {
-        return Node::start(&folder_of_nodes(), std::process::id(), false);
+        return Node::start(&folder_of_nodes(), std::process::id(), false, None);
     };
     let folder = folder_of_nodes();
     let file = folder.join(format!("{run}.json"));
@@ -351,7 +377,7 @@ pub(super) fn shared() -> Node {
         };
     }
     forget_past_runs(&folder);
-    let node = Node::start(&folder, std::os::unix::process::parent_id(), false);
+    let node = Node::start(&folder, std::os::unix::process::parent_id(), false, None);
     let server = lock(&node.server)
         .as_ref()
         .expect("it was just started")
@@ -384,15 +410,16 @@ pub(super) fn folder_of_nodes() -> PathBuf {
     folder
 }
 
-/// Chooses three free ports below those that the kernel gives to clients (from 32768 on), so that nobody takes them while
+/// Chooses four free ports below those that the kernel gives to clients (from 32768 on), so that nobody takes them while
 /// the node is down between a kill and a restart.
 fn free_ports() -> Ports {
     let first = 10_000 + u16::try_from(random() % 20_000).expect("it is below 20,000");
     let listen = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     let mut free = (first..32_000).chain(10_000..first).filter(listen);
-    let mut next = || free.next().expect("three of 22,000 ports are free");
+    let mut next = || free.next().expect("four of 22,000 ports are free");
     Ports {
         amqp: next(),
+        amqps: next(),
         epmd: next(),
         tools: next(),
     }
