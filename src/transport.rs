@@ -423,7 +423,9 @@ pub enum TransportError {
         reason: String,
     },
     /// The broker does not let us in: password, user or virtual host.
-    #[error("log in to the broker at {host}: {reason}; check user, password and virtual host of --amqp-url, or --password-file")]
+    #[error(
+        "log in to the broker at {host}: {reason}; check user, password and virtual host of --amqp-url, or --password-file"
+    )]
     LoginRefused {
         /// The host.
         host: String,

@@ -44,7 +44,7 @@ const HOMES: [(&str, &str); 7] = [
     ("lapin", "src/transport/amqp"),
     ("deadpool", "src/transport/amqp"),
     ("async_rs", "src/transport/amqp/socket.rs"),
-    ("tokio_rustls", "src/transport/amqp/tls.rs"),
+    ("tokio_rustls", "src/transport/amqp/tls"),
     ("backoff", "src/flow/retry.rs"),
     ("prometheus", "src/metrics"),
     ("clap", "src/cli"),

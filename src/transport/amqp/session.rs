@@ -126,7 +126,9 @@ fn external_error(error: TransportError) -> TransportError {
     match error {
         TransportError::LoginRefused { host, reason } => TransportError::LoginRefused {
             host,
-            reason: format!("{reason} (auth_mechanism=external: the user is the one that the client certificate names)"),
+            reason: format!(
+                "{reason} (auth_mechanism=external: the user is the one that the client certificate names)"
+            ),
         },
         TransportError::Unreachable { host, reason } => TransportError::Unreachable {
             host,

@@ -1,8 +1,7 @@
 //! TLS to the broker: the files it needs, and what it means when the two sides do not agree.
 //!
 //! The broker's certificate has to be signed by an authority that we trust, to be in force now, and to be for the name
-//! that the broker is called by (RFC 5280, RFC 6125). No check can be switched off: a broker with a certificate of its
-//! own making is trusted by naming that certificate as an authority.
+//! that the broker is called by (RFC 5280, RFC 6125). No check can be switched off.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +14,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::{AlertDescription, CertificateError, ClientConfig, Error, InconsistentKeys, RootCertStore};
 
 use crate::transport::TransportError;
@@ -96,10 +96,8 @@ impl Tls {
             });
         let config = match &options.cert {
             Some(cert) => {
-                let (chain, key) = identity(cert, options.key.as_ref(), &provider)?;
-                config
-                    .with_client_auth_cert(chain, key)
-                    .map_err(|error| misfit(cert, options.key.as_ref().unwrap_or(cert), &error))?
+                let ours = identity(cert, options.key.as_ref(), &provider)?;
+                config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(ours)))
             }
             None => config.with_no_client_auth(),
         };
@@ -211,6 +209,10 @@ fn flaw(error: &CertificateError, authorities: &str) -> String {
             names(presented),
             expected.to_str()
         ),
+        // rustls passes on what its verifier says, and not the type of it.
+        CertificateError::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+            "its certificate is one of an authority (CA:TRUE); have that sign another one for the broker".to_owned()
+        }
         other => format!("its certificate cannot be trusted: {other}"),
     }
 }
@@ -269,39 +271,37 @@ fn identity(
     cert: &NamedFile,
     key: Option<&NamedFile>,
     provider: &CryptoProvider,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TransportError> {
-    let chain = certificates(cert, "the client certificate")?;
+) -> Result<CertifiedKey, TransportError> {
+    const CERTIFICATE: &str = "the client certificate";
+    let chain = certificates(cert, CERTIFICATE)?;
     let file = key.unwrap_or(cert);
-    let key_of = PrivateKeyDer::from_pem_slice(&bytes(file, KEY)?);
-    let private = key_of.map_err(|error| match error {
-        pem::Error::NoItemsFound if key.is_none() => {
-            let reason = "there is none in it; name the key's own file with --client-key (or keyfile=)";
-            unusable(file, KEY, reason.to_owned())
-        }
-        pem::Error::NoItemsFound => {
-            let reason =
-                "there is no private key in PEM form in it, or only one under a password; write it there without";
-            unusable(file, KEY, reason.to_owned())
-        }
-        error => unusable(file, KEY, format!("it is damaged: {error}")),
+    let private = PrivateKeyDer::from_pem_slice(&bytes(file, KEY)?).map_err(|error| {
+        let reason = match error {
+            pem::Error::NoItemsFound if key.is_none() => {
+                "there is none in it; name the key's own file with --client-key (or keyfile=)".to_owned()
+            }
+            pem::Error::NoItemsFound => {
+                "there is no private key in PEM form in it, or only one under a password; write it there without"
+                    .to_owned()
+            }
+            error => format!("it is damaged: {error}"),
+        };
+        unusable(file, KEY, reason)
     })?;
-    let readable = provider.key_provider.load_private_key(private.clone_key());
-    readable.map_err(|error| unusable(file, KEY, format!("it cannot be used: {error}")))?;
-    Ok((chain, private))
-}
-
-/// A certificate and a key that were read and do not go together.
-fn misfit(cert: &NamedFile, key: &NamedFile, error: &Error) -> TransportError {
-    match error {
-        Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-            let reason = format!(
-                "it is the key of another certificate than that in {} ({})",
-                cert.path.display(),
-                cert.setting
-            );
-            unusable(key, KEY, reason)
+    let signing = provider.key_provider.load_private_key(private);
+    let signing = signing.map_err(|error| unusable(file, KEY, format!("it cannot be used: {error}")))?;
+    let ours = CertifiedKey::new(chain, signing);
+    match ours.keys_match() {
+        Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
+            let (path, setting) = (cert.path.display(), cert.setting);
+            let reason = format!("it is the key of another certificate than that in {path} ({setting})");
+            Err(unusable(file, KEY, reason))
         }
-        error => unusable(cert, "the client certificate", format!("it cannot be used: {error}")),
+        Err(Error::InvalidCertificate(CertificateError::BadEncoding)) => {
+            Err(unusable(cert, CERTIFICATE, "it is damaged".to_owned()))
+        }
+        // Whether a certificate that rustls would not take, as one of version 1, is good enough is the broker's to say.
+        _ => Ok(ours),
     }
 }
 

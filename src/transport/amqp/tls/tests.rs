@@ -2,6 +2,7 @@ use std::fs;
 
 use rcgen::{CertificateParams, KeyPair};
 use tempfile::TempDir;
+use tokio_rustls::rustls::OtherError;
 
 use super::*;
 
@@ -163,6 +164,21 @@ fn a_connection_that_just_ends_may_want_a_certificate() {
         assert!(error.is_transient(), "{error}");
         assert_eq!(error.to_string().contains("--client-cert"), hint, "{error}");
     }
+}
+
+/// As it is shown when a certificate that `openssl req -x509` made is the broker's own.
+#[test]
+fn an_authority_s_own_certificate_is_told_from_other_flaws() {
+    #[derive(Debug)]
+    struct CaUsedAsEndEntity;
+    impl std::fmt::Display for CaUsedAsEndEntity {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("?")
+        }
+    }
+    impl std::error::Error for CaUsedAsEndEntity {}
+    let other = CertificateError::Other(OtherError(Arc::new(CaUsedAsEndEntity)));
+    assert_has(&flaw(&other, "?"), &["CA:TRUE"]);
 }
 
 #[test]
