@@ -43,10 +43,23 @@ impl Tls {
         self.folder.path().join(name)
     }
 
-    /// The node's new certificate.
-    async fn shows(&self, certificate: &Signed) {
+    /// The certificate that the node shows from the next connection on.
+    fn shows(&self, certificate: &Signed) {
         certificate.write(&self.path("broker.pem"), &self.path("broker.key"));
-        self.broker.forget_certificates().await;
+    }
+
+    /// Users who may do everything. One call of the tool, as each starts an Erlang machine.
+    async fn add_users(&self, users: &[&str]) {
+        let vhost = self.rig.vhost().name();
+        let users: Vec<String> = users.iter().map(|user| format!("<<\"{user}\">>")).collect();
+        let may = "<<\".*\">>";
+        let add = format!(
+            "[begin ok = rabbit_auth_backend_internal:add_user(User, <<\"not used\">>, <<\"test\">>), \
+             ok = rabbit_auth_backend_internal:set_permissions(User, <<\"{vhost}\">>, {may}, {may}, {may}, <<\"test\">>) \
+             end || User <- [{}]].",
+            users.join(", ")
+        );
+        self.broker.eval(&add).await;
     }
 
     /// The certificate that the worker shows from its next connection on.
@@ -117,10 +130,7 @@ fn text(path: &Path) -> &str {
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_checked_both_ways_at_each_connection() {
     let tls = Tls::start().await;
-    for user in ["alice", "bob"] {
-        tls.broker.add_user(user, "not-used").await;
-        tls.rig.vhost().permit(user, ".*", ".*", ".*").await;
-    }
+    tls.add_users(&["alice", "bob"]).await;
     let rig = &tls.rig;
     tls.trusting(&tls.url()).await.expect_code(0);
     tls.is_user("alice");
@@ -140,42 +150,18 @@ async fn certificates_are_checked_both_ways_at_each_connection() {
     assert_eq!(tls.users().await, ["alice"]);
 
     let before = worker.lines();
-    tls.shows(&tls.ours.signed_until_2020("localhost")).await;
+    tls.shows(&tls.ours.signed_until_2020("localhost"));
     tls.is_user("bob");
     rig.close_sessions().await;
     let expired = ["failed to set up TLS", "localhost:", "expired on 2020-12-31T23:59:59Z"];
     worker.wait_for_line_after(before, |line| expired.iter().all(|word| line.contains(word)));
     assert_refused(tls.trusting(&tls.url()).await, &expired);
 
-    tls.shows(&tls.ours.signs("broker.example.org")).await;
-    let wrong_name = [
-        "is for broker.example.org, not for localhost",
-        "server_name_indication=",
-    ];
-    assert_refused(tls.trusting(&tls.url()).await, &wrong_name);
-    let named = format!("{}?server_name_indication=broker.example.org", tls.url());
-    tls.trusting(&named).await.expect_code(0);
-
-    let theirs = Authority::new("theirs");
-    tls.shows(&theirs.signs("localhost")).await;
-    assert_refused(
-        tls.trusting(&tls.url()).await,
-        &["unknown authority", text(&ca), "--ca-file"],
-    );
-    // Without a file, those that the system trusts.
-    assert_refused(
-        tls.client(&tls.url(), |client| client).await,
-        &["unknown authority", "this system", "--ca-file"],
-    );
-    let system = tls.path("system.pem");
-    fs::write(&system, theirs.pem()).expect("the test's own folder can be written");
-    let trusted = tls
-        .client(&tls.url(), |client| client.env("SSL_CERT_FILE", &system))
-        .await;
-    trusted.expect_code(0);
+    a_certificate_for_another_name_is_refused_unless_it_is_meant(&tls).await;
+    a_certificate_of_an_unknown_authority_is_refused(&tls).await;
 
     let before = worker.lines();
-    tls.shows(&tls.ours.signs("localhost")).await;
+    tls.shows(&tls.ours.signs("localhost"));
     worker.wait_for_line_after(before, is_consuming);
     rig.publish("job-2", &json!({ "command": ["true"] })).await;
     rig.wait_for_ends(["job-2".to_owned()]).await;
@@ -187,6 +173,38 @@ async fn certificates_are_checked_both_ways_at_each_connection() {
         .url()
         .replace(&tls.broker.tls_port().to_string(), &tls.broker.port().to_string());
     assert_refused(tls.trusting(&plain).await, &["does not answer in TLS", "5671"]);
+}
+
+async fn a_certificate_for_another_name_is_refused_unless_it_is_meant(tls: &Tls) {
+    tls.shows(&tls.ours.signs("broker.example.org"));
+    let wrong_name = [
+        "is for broker.example.org, not for localhost",
+        "server_name_indication=",
+    ];
+    assert_refused(tls.trusting(&tls.url()).await, &wrong_name);
+    let named = format!("{}?server_name_indication=broker.example.org", tls.url());
+    tls.trusting(&named).await.expect_code(0);
+}
+
+async fn a_certificate_of_an_unknown_authority_is_refused(tls: &Tls) {
+    let theirs = Authority::new("theirs");
+    tls.shows(&theirs.signs("localhost"));
+    assert_refused(
+        tls.trusting(&tls.url()).await,
+        &["unknown authority", text(&tls.path("ca.pem")), "--ca-file"],
+    );
+    // Without a file of our own, those that the system trusts.
+    let system = tls.path("system.pem");
+    let by_system = async |trusted: &Authority| {
+        fs::write(&system, trusted.pem()).expect("the test's own folder can be written");
+        tls.client(&tls.url(), |client| client.env("SSL_CERT_FILE", &system))
+            .await
+    };
+    assert_refused(
+        by_system(&tls.ours).await,
+        &["unknown authority", "this system", "--ca-file"],
+    );
+    by_system(&theirs).await.expect_code(0);
 }
 
 /// On the node that all share. One worker has the password in a file, the other the whole address.

@@ -59,11 +59,6 @@ impl Broker {
         }
     }
 
-    /// Has the node read its certificates anew.
-    pub async fn forget_certificates(&self) {
-        self.eval("ssl:clear_pem_cache().").await;
-    }
-
     /// Gives the node that all tests of this run share, started by the first that asks.
     ///
     /// # Panics

@@ -229,8 +229,12 @@ impl Node {
             ("RABBITMQ_NODENAME", NODE),
             // With it the start script becomes the server, so that the process number is the server's.
             ("RABBITMQ_ALLOW_INPUT", "1"),
-            // Erlang starts a daemon if it finds no epmd. Two schedulers are plenty on any machine.
-            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-start_epmd false +S 2:2"),
+            // Erlang starts a daemon if it finds no epmd. Two schedulers are plenty on any machine. A certificate that a
+            // test has changed is shown from the next connection on.
+            (
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                "-start_epmd false +S 2:2 -ssl bypass_pem_cache true",
+            ),
             ("RABBITMQ_CTL_ERL_ARGS", "-start_epmd false"),
             // Its tools listen too. The range they have by default is too small for many at once.
             ("RABBITMQ_CTL_DIST_PORT_MIN", "33000"),
