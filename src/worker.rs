@@ -59,7 +59,7 @@ use crate::transport::{Transport, TransportError};
 use event::Observer;
 
 use dispatcher::Dispatcher;
-pub use hold::{HoldReason, Holds};
+pub use hold::{HoldReason, Holds, Patience};
 use intake::Intake;
 pub use ledger::Ledgers;
 use orders::Orders;

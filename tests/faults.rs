@@ -2,6 +2,7 @@
 //!
 //! - [`load`]: five thousand mixed jobs through a small worker; all end, once, and nothing is left.
 //! - [`shutdown`]: the first signal drains, the second aborts, wherever the worker is.
+//! - [`alone`]: a job that may be killing its workers, and what it has to share a worker with.
 //! - [`cancellation`]: the worker's future is dropped, or its sessions end, at scripted points.
 //! - [`dead`]: dead letters are looked at, retried and dropped, and the one who does it is cut short.
 //! - [`orders`]: cancelled, paused, resumed, wherever the jobs are.
@@ -17,6 +18,8 @@
 
 mod support;
 
+#[path = "faults/alone.rs"]
+mod alone;
 #[path = "faults/cancellation.rs"]
 mod cancellation;
 #[path = "faults/crash.rs"]
@@ -94,6 +97,10 @@ on_both! {
         a_second_signal_kills_what_runs_and_gives_it_back
         a_stop_outlives_a_broker_that_does_not_answer_the_cancellation
         a_stop_outlives_a_broker_that_takes_no_unstarted_job_back;
+    alone:
+        a_suspect_waits_for_its_neighbours_and_holds_up_who_comes_later
+        a_suspect_whose_neighbour_never_ends_is_put_off_and_runs_at_last
+        a_suspect_that_waits_in_vain_here_runs_on_an_empty_worker;
     cancellation:
         dropped_while_a_job_waits_for_its_slot_it_loses_and_leaves_nothing
         dropped_before_a_result_has_arrived_the_job_runs_again_and_ends_once

@@ -89,6 +89,8 @@ pub mod header {
     pub const POOL: &str = "x-synthex-pool";
     /// The path of the field at fault.
     pub const FIELD: &str = "x-synthex-field";
+    /// How often the job's next attempt was put off because it could not run alone.
+    pub const PUT_OFFS: &str = "x-synthex-put-offs";
     /// When a client published the job, in RFC 3339 with milliseconds: finer than the property `timestamp`. A cancel goes
     /// by it.
     pub const SUBMITTED_AT: &str = "x-synthex-submitted-at";
@@ -242,6 +244,8 @@ pub struct Attempt {
     pub runs_ended: u32,
     /// The redeliveries since a run last ended: what `delivery_limit` limits.
     pub redeliveries: u32,
+    /// The times that this attempt was put off because it was to run alone and could not.
+    pub put_offs: u32,
 }
 
 impl Attempt {
@@ -250,6 +254,7 @@ impl Attempt {
         number: 1,
         runs_ended: 0,
         redeliveries: 0,
+        put_offs: 0,
     };
 
     /// Reads the count from a message; what isn't there or makes no sense counts as never tried.
@@ -259,6 +264,7 @@ impl Attempt {
             number: count(header::ATTEMPT).max(Self::FIRST.number),
             runs_ended: count(header::RUNS),
             redeliveries: count(header::REDELIVERIES),
+            put_offs: count(header::PUT_OFFS),
         }
     }
 
@@ -271,6 +277,20 @@ impl Attempt {
         ] {
             properties.headers.insert(name.to_owned(), count.into());
         }
+        // Rare enough to be left out otherwise.
+        match self.put_offs {
+            0 => properties.headers.remove(header::PUT_OFFS),
+            count => properties.headers.insert(header::PUT_OFFS.to_owned(), count.into()),
+        };
+    }
+
+    /// Returns the count of the same attempt, put off once more.
+    #[must_use]
+    pub fn after_put_off(self) -> Self {
+        Self {
+            put_offs: self.put_offs.saturating_add(1),
+            ..self
+        }
     }
 
     /// Returns the count of the attempt after one that was redelivered without an end.
@@ -279,6 +299,7 @@ impl Attempt {
         Self {
             number: self.number.saturating_add(1),
             redeliveries: self.redeliveries.saturating_add(1),
+            put_offs: 0,
             ..self
         }
     }
@@ -290,6 +311,7 @@ impl Attempt {
             number: self.number.saturating_add(1),
             runs_ended: self.runs_ended.saturating_add(1),
             redeliveries: 0,
+            put_offs: 0,
         }
     }
 }
@@ -299,7 +321,7 @@ mod tests {
     use super::*;
 
     fn with_counts(value: &HeaderValue) -> Properties {
-        let names = [header::ATTEMPT, header::RUNS, header::REDELIVERIES];
+        let names = [header::ATTEMPT, header::RUNS, header::REDELIVERIES, header::PUT_OFFS];
         let headers = names.map(|name| (name.to_owned(), value.clone())).into();
         Properties {
             headers,
@@ -313,11 +335,19 @@ mod tests {
             number: 7,
             runs_ended: 2,
             redeliveries: 4,
+            put_offs: 1,
         };
         let mut properties = Properties::default();
         attempt.write(&mut properties);
         assert_eq!(properties.headers[header::ATTEMPT], HeaderValue::Int(7));
         assert_eq!(Attempt::read(&properties), attempt);
+        let next = attempt.after_redelivery();
+        next.write(&mut properties);
+        assert_eq!(
+            Attempt::read(&properties),
+            next,
+            "what counted for the one before is gone"
+        );
     }
 
     #[test]
@@ -349,13 +379,16 @@ mod tests {
             number: u32::MAX,
             runs_ended: u32::MAX,
             redeliveries: u32::MAX,
+            put_offs: u32::MAX,
         };
         assert_eq!(most, full);
-        assert_eq!(most.after_redelivery(), most);
+        assert_eq!(most.after_put_off(), most);
+        assert_eq!(most.after_redelivery(), Attempt { put_offs: 0, ..most });
         assert_eq!(
             most.after_run(),
             Attempt {
                 redeliveries: 0,
+                put_offs: 0,
                 ..most
             }
         );
@@ -368,8 +401,8 @@ mod tests {
             again,
             Attempt {
                 number: 3,
-                runs_ended: 0,
-                redeliveries: 2
+                redeliveries: 2,
+                ..Attempt::FIRST
             }
         );
         assert_eq!(
@@ -377,9 +410,23 @@ mod tests {
             Attempt {
                 number: 4,
                 runs_ended: 1,
-                redeliveries: 0
+                ..Attempt::FIRST
             }
         );
+    }
+
+    #[test]
+    fn a_put_off_is_no_attempt_and_is_forgotten_with_the_next_one() {
+        let put_off = Attempt::FIRST.after_put_off().after_put_off();
+        assert_eq!(
+            put_off,
+            Attempt {
+                put_offs: 2,
+                ..Attempt::FIRST
+            }
+        );
+        assert_eq!(put_off.after_redelivery().put_offs, 0);
+        assert_eq!(put_off.after_run().put_offs, 0);
     }
 
     #[test]

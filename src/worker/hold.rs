@@ -7,8 +7,14 @@
 //!
 //! A job *alone* is one that was redelivered so often that it may be the reason. It takes the claim, of which there is
 //! one a worker, waits until the worker has nothing else of the broker's, running or not, and holds all pools until it
-//! has ended. So when it kills the worker, it takes no neighbour's attempt with it. If it cannot be alone for
-//! [`ALONE_WITHIN`], it is put off, and the pools go on.
+//! has ended. So when it kills the worker, it takes no neighbour's attempt with it.
+//!
+//! How long it waits is [`Patience`], and weighs three things. A worker that waits leaves slots empty, so no wait may be as
+//! long as a command may run, which is a day. A job must not wait for ever, though it stands beside commands that always run
+//! longer than the wait: so each wait is twice as long as the one before, and after the last the job runs beside others, at
+//! the cost of one attempt of theirs if it does kill the worker. And another worker may be empty already: so between two
+//! waits the job goes back to its queue, for any worker to take. The waits begin anew with each attempt, of which
+//! `delivery_limit` bounds the number.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,12 +22,40 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// How long a worker takes no jobs for the sake of one that is to run alone, before that one is put off.
-const ALONE_WITHIN: Duration = Duration::from_secs(20);
+/// How long a worker takes no jobs for the sake of one that is to run alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// The first time; each time after it twice as long as before.
+    pub first: Duration,
+    /// So many times; then the job runs beside others.
+    pub times: u32,
+    /// How long the job is away between two times.
+    pub between: Duration,
+}
+
+/// 20 s, enough for most commands, to 5 min 20 s: in all, a worker waits for 10 min 20 s.
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            first: Duration::from_secs(20),
+            times: 5,
+            between: Duration::from_secs(20),
+        }
+    }
+}
+
+impl Patience {
+    /// How long a job that was put off so often may hold the worker; `None` when it may not any more.
+    fn after(self, put_offs: u32) -> Option<Duration> {
+        let doubled = 2_u32.saturating_pow(put_offs);
+        (put_offs < self.times).then(|| self.first.saturating_mul(doubled))
+    }
+}
 
 /// What holds a worker's pools. Clones are handles on the same.
 #[derive(Clone, Default)]
 pub struct Holds {
+    patience: Patience,
     reasons: Arc<watch::Sender<Reasons>>,
     /// Deliveries that the worker has, and consumers that may get more.
     present: Arc<watch::Sender<usize>>,
@@ -56,6 +90,25 @@ impl HoldReason {
 }
 
 impl Holds {
+    /// Nothing is held. A job that is to run alone is waited for so long.
+    #[must_use]
+    pub fn new(patience: Patience) -> Self {
+        Self {
+            patience,
+            ..Self::default()
+        }
+    }
+
+    /// How long a job that was put off so often may wait until it is alone; `None` when it has to run as others do.
+    pub(super) fn patience(&self, put_offs: u32) -> Option<Duration> {
+        self.patience.after(put_offs)
+    }
+
+    /// How long a job is away that could not be alone.
+    pub(super) fn pause_between(&self) -> Duration {
+        self.patience.between
+    }
+
     /// Pauses a pool, or ends its pause.
     pub fn pause(&self, pool: &str, paused: bool) {
         self.reasons.send_if_modified(|reasons| {
@@ -182,10 +235,10 @@ impl Claim {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(super) async fn alone(&self) -> bool {
+    pub(super) async fn alone(&self, patience: Duration) -> bool {
         let mut present = self.holds.present.subscribe();
         let alone = present.wait_for(|count| *count <= 1);
-        tokio::time::timeout(ALONE_WITHIN, alone).await.is_ok()
+        tokio::time::timeout(patience, alone).await.is_ok()
     }
 }
 
@@ -230,11 +283,23 @@ mod tests {
         let claim = holds.claim().expect("nobody else has it");
         assert!(holds.claim().is_none(), "one a worker");
         assert_eq!(holds.reason("any"), Some(HoldReason::Alone));
-        assert!(claim.alone().now_or_never().is_none(), "another is still there");
-        assert!(!claim.alone().await, "it does not wait for ever");
+        let patience = Duration::from_secs(5);
+        let begun = tokio::time::Instant::now();
+        assert!(claim.alone(patience).now_or_never().is_none(), "another is still there");
+        assert!(!claim.alone(patience).await, "it does not wait for ever");
+        assert_eq!(begun.elapsed(), patience);
         drop(other);
-        assert_eq!(claim.alone().now_or_never(), Some(true));
+        assert_eq!(claim.alone(patience).now_or_never(), Some(true));
         drop((claim, own));
         assert!(holds.reason("any").is_none() && holds.claim().is_some());
+    }
+
+    #[test]
+    fn each_wait_is_twice_as_long_as_the_one_before_and_there_is_a_last_one() {
+        let waits: Vec<u64> = (0..)
+            .map_while(|put_offs| Some(Patience::default().after(put_offs)?.as_secs()))
+            .collect();
+        assert_eq!(waits, [20, 40, 80, 160, 320]);
+        assert_eq!(Patience::default().after(u32::MAX), None);
     }
 }

@@ -72,6 +72,14 @@ pub(super) fn recounted(names: &Names, pool: &str, job: &Envelope, id: &JobId, a
     delayed(names, pool, envelope, TIERS[0].ttl)
 }
 
+/// The same job, whose next attempt is put off.
+pub(super) fn put_off(names: &Names, pool: &str, job: &Envelope, ticket: &Ticket, wait: Duration) -> Publication {
+    let mut envelope = again(job);
+    keep_id(&mut envelope, &ticket.job_id);
+    ticket.attempt.after_put_off().write(&mut envelope.properties);
+    delayed(names, pool, envelope, wait)
+}
+
 /// The same job, for another run after a wait.
 pub(super) fn retried(
     names: &Names,
@@ -241,6 +249,17 @@ mod tests {
         }
     }
 
+    fn ticket(reply_to: Option<&str>) -> Ticket {
+        Ticket {
+            job_id: id("j"),
+            attempt: Attempt::FIRST,
+            queued_at: None,
+            reply_to: reply_to.map(str::to_owned),
+            correlation_id: Some("c".to_owned()),
+            labels: [].into(),
+        }
+    }
+
     fn id(text: &str) -> JobId {
         text.parse().unwrap()
     }
@@ -298,6 +317,19 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_is_put_off_is_the_same_attempt_and_carries_the_count() {
+        let mut ticket = ticket(None);
+        ticket.attempt = ticket.attempt.after_redelivery().after_put_off();
+        let later = put_off(&names(), "p", &job(), &ticket, Duration::from_secs(20));
+        assert_eq!(
+            (later.exchange.as_str(), later.routing_key.as_str()),
+            ("n.delay.20s", "p")
+        );
+        let attempt = Attempt::read(&later.envelope.properties);
+        assert_eq!((attempt.number, attempt.redeliveries, attempt.put_offs), (2, 1, 2));
+    }
+
+    #[test]
     fn a_job_without_an_id_keeps_the_one_it_was_given() {
         let mut anonymous = job();
         for (brought, kept) in [(None, "given"), (Some("not an id"), "given"), (Some("own"), "own")] {
@@ -320,14 +352,6 @@ mod tests {
 
     #[test]
     fn direct_replies_are_not_mandatory_because_the_broker_returns_them() {
-        let ticket = |reply_to: Option<&str>| Ticket {
-            job_id: id("j"),
-            attempt: Attempt::FIRST,
-            queued_at: None,
-            reply_to: reply_to.map(str::to_owned),
-            correlation_id: Some("c".to_owned()),
-            labels: [].into(),
-        };
         let refusal = super::super::admit::Refusal {
             kind: crate::message::FailureKind::Expired,
             field: None,

@@ -30,7 +30,7 @@ use crate::executor::{self, End, Outcome, Run, Spawners};
 use crate::message::{Envelope, FailureKind, JobId, Output, Status, WorkerInfo};
 use crate::supervise::Shutdown;
 use crate::transport::topology::Names;
-use crate::transport::{Delivery, SettleError, Transport};
+use crate::transport::{Delivery, Publication, SettleError, Transport};
 
 pub(super) struct Pipeline<T> {
     pool: Arc<Pool>,
@@ -178,7 +178,7 @@ impl<T: Transport> Pipeline<T> {
         let turn = match turn {
             Ok(turn) => turn,
             Err(PutOff::ForNow) => return self.hand_back_held(held, stop).await,
-            Err(PutOff::ForAWhile) => return self.delay(held, &ticket, ALONE_AGAIN, stop).await,
+            Err(PutOff::ForAWhile) => return self.put_off(held, &ticket, stop).await,
         };
         let now = Timestamp::now();
         if !held.is_live() {
@@ -207,15 +207,30 @@ impl<T: Transport> Pipeline<T> {
     /// # Errors
     /// When it is not to be, as the worker drains, its pool is held, or it was to run alone and could not.
     async fn turn(&self, ticket: &Ticket) -> Result<Turn, PutOff> {
-        if ticket.attempt.redeliveries >= ALONE_FROM {
-            return self.turn_alone().await;
+        let is_suspect = ticket.attempt.redeliveries >= ALONE_FROM;
+        if is_suspect && let Some(patience) = self.holds.patience(ticket.attempt.put_offs) {
+            return self.turn_alone(patience).await;
         }
-        tokio::select! {
+        let slot = tokio::select! {
             biased; // a free slot must not win over the drain
-            () = self.ending.draining() => Err(PutOff::ForNow),
-            () = self.holds.stopped(&self.pool.name) => Err(PutOff::ForNow),
-            slot = self.slot() => Ok(Turn { _claim: None, _slot: slot }),
+            () = self.ending.draining() => return Err(PutOff::ForNow),
+            () = self.holds.stopped(&self.pool.name) => return Err(PutOff::ForNow),
+            slot = self.slot() => slot,
+        };
+        if is_suspect {
+            tracing::warn!(
+                pool = &*self.pool.name,
+                job.id = %ticket.job_id,
+                "was redelivered {} times and may be what kills its workers, but runs beside others: {} times it waited to \
+                 run alone, and other commands did not end",
+                ticket.attempt.redeliveries,
+                ticket.attempt.put_offs,
+            );
         }
+        Ok(Turn {
+            _claim: None,
+            _slot: slot,
+        })
     }
 
     /// A slot, which none gets while its pool is held.
@@ -230,7 +245,7 @@ impl<T: Transport> Pipeline<T> {
     }
 
     /// The same for a job that may be killing workers: no other command runs beside it.
-    async fn turn_alone(&self) -> Result<Turn, PutOff> {
+    async fn turn_alone(&self, patience: Duration) -> Result<Turn, PutOff> {
         let claim = match self.holds.reason(&self.pool.name) {
             None => self.holds.claim(),
             Some(_) => None,
@@ -243,7 +258,7 @@ impl<T: Transport> Pipeline<T> {
             return Err(PutOff::ForNow);
         };
         let slot = async {
-            match claim.alone().await {
+            match claim.alone(patience).await {
                 true => Ok(self.slots.take().await),
                 false => Err(PutOff::ForAWhile),
             }
@@ -322,7 +337,18 @@ impl<T: Transport> Pipeline<T> {
 
     async fn delay(&self, held: Held, ticket: &Ticket, wait: Duration, stop: &Shutdown) {
         let later = outgoing::waiting(&self.names, &self.pool.name, held.envelope(), &ticket.job_id, wait);
-        if self.post.outbox.deliver(&later, stop).await {
+        self.send_later(held, ticket, &later, wait, stop).await;
+    }
+
+    /// A job that could not run alone, for another worker to try it, or this one later.
+    async fn put_off(&self, held: Held, ticket: &Ticket, stop: &Shutdown) {
+        let wait = self.holds.pause_between();
+        let later = outgoing::put_off(&self.names, &self.pool.name, held.envelope(), ticket, wait);
+        self.send_later(held, ticket, &later, wait, stop).await;
+    }
+
+    async fn send_later(&self, held: Held, ticket: &Ticket, later: &Publication, wait: Duration, stop: &Shutdown) {
+        if self.post.outbox.deliver(later, stop).await {
             self.tell(Event::JobDelayed {
                 pool: self.pool.name.clone(),
                 job_id: ticket.job_id.clone(),
@@ -366,9 +392,6 @@ pub(super) struct Taken {
 
 /// Redeliveries from which a job runs alone: its third attempt, if the first two ended with their workers.
 const ALONE_FROM: u32 = 2;
-
-/// How long a job waits that was to run alone, when the worker had something else for too long.
-const ALONE_AGAIN: Duration = Duration::from_secs(20);
 
 /// Why a job gets no turn.
 enum PutOff {

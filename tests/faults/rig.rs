@@ -181,7 +181,8 @@ impl<T: Transport> Rig<T> {
             .await;
     }
 
-    fn job(&self, id: String, body: String) -> Publication {
+    /// A job under this id, as a producer publishes it.
+    pub fn job(&self, id: String, body: String) -> Publication {
         let now = SystemTime::UNIX_EPOCH.elapsed().expect("it is later than 1970");
         Publication {
             exchange: self.names.jobs(),
