@@ -93,11 +93,6 @@ impl Command {
         }
     }
 
-    /// Whether it reads what strangers have published.
-    fn reads_messages(&self) -> bool {
-        !matches!(self, Self::Run(_) | Self::Schema(_) | Self::Config(_))
-    }
-
     /// How much is logged unless asked otherwise: a service tells what it does, a client what goes wrong, and what
     /// goes wrong in a local run is in its results.
     fn usual_level(&self) -> logging::Usual {
@@ -129,12 +124,6 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    if cli.command.reads_messages()
-        && let Err(error) = environment::deepen_stacks()
-    {
-        print::error(&format!("failed to start itself with deeper stacks: {error}"));
-        return Exit::Failure.into();
-    }
     cli.logging.init(cli.command.usual_level());
     let exit = execute(cli.command).unwrap_or_else(|failure| {
         print::error(&failure.message);

@@ -2,11 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Command;
 
 /// The caller's environment, for commands that run as if the caller had started them. What is not UTF-8 is left out, and
 /// so are our own settings: the broker's address holds a password.
@@ -16,29 +13,6 @@ pub(super) fn of_the_caller() -> BTreeMap<String, String> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| !name.starts_with("SYNTHEX_"))
         .collect()
-}
-
-/// Bytes of a thread's stack in a program that reads messages.
-const STACK: &str = "67108864";
-
-/// Starts this program anew in its own place, with deeper stacks for its threads; returns where that was done before.
-///
-/// The client library reads headers by recursion, as deep as they are nested, and a message may nest them 25,000 deep:
-/// on a usual stack of 2 MiB that ends the process, and the message would come to the next worker. A stack takes no
-/// memory before it is used.
-///
-/// # Errors
-/// When the program cannot be started.
-pub(super) fn deepen_stacks() -> io::Result<()> {
-    const NAME: &str = "RUST_MIN_STACK";
-    #[expect(clippy::disallowed_methods, reason = "this file owns the environment")]
-    if std::env::var_os(NAME).is_some() {
-        return Ok(());
-    }
-    let mut args = std::env::args_os();
-    let name = args.next().unwrap_or_else(|| "synthex".into());
-    let mut again = Command::new("/proc/self/exe");
-    Err(again.arg0(name).args(args).env(NAME, STACK).exec())
 }
 
 /// Where a program of this user keeps what is to outlive it: the directory that systemd has made for it

@@ -98,7 +98,7 @@ pub mod header {
     pub const NOT_BEFORE: &str = "x-synthex-not-before";
     /// When the message became a dead letter, in RFC 3339.
     pub const FAILED_AT: &str = "x-synthex-failed-at";
-    /// The producer's headers were too large to be passed on.
+    /// Headers of the producer were too large, or nested too deep, to be passed on.
     pub const DROPPED: &str = "x-synthex-headers-dropped";
     /// A number that no other message has: our clients and workers put one into every job that they publish.
     pub const UNIQUE: &str = "x-synthex-unique";

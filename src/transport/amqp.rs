@@ -6,12 +6,15 @@
 //!
 //! Publishing uses another connection ([`publish`]), because a broker that is short of memory or disk stops *all* that
 //! a publishing connection writes, acknowledgements included.
+//!
+//! Between lapin and its socket stands a [`screen`]: it has no headers reach lapin that would end the process.
 
 mod access;
 mod address;
 mod consume;
 mod greeting;
 mod publish;
+mod screen;
 mod session;
 mod socket;
 mod tls;

@@ -182,6 +182,82 @@ fn a_message_that_cannot_be_read_comes_to_a_worker_that_is_at_work() {
     ends_clean(&bench, worker, 0);
 }
 
+/// Sends a message whose headers are nested far deeper than the client library's thread has stack for. 25,000 levels fit
+/// into a message; but RabbitMQ's own time grows with their square, and it would take 13 s to a quorum queue and out of it.
+#[track_caller]
+fn publish_nested(bench: &Bench, exchange: &str, key: &str, body: &[u8], properties: &Value) {
+    const DEEP: usize = 8_000;
+    let taken = bench.rabbit.call(json!({
+        "do": "publish",
+        "exchange": exchange,
+        "key": key,
+        "body": BASE64.encode(body),
+        "properties": properties,
+        "nested": DEEP,
+    }));
+    assert_eq!(taken, true);
+}
+
+/// Whoever reads such headers does so by recursion, and a stack that overflows ends the process.
+#[test]
+fn headers_nested_very_deep_end_no_worker() {
+    let bench = Bench::new();
+    let worker = narrow_worker(&bench);
+    let jobs = bench.named("jobs");
+    publish_nested(&bench, &jobs, "default", b"?", &bench.properties("bad"));
+    let wanted = json!({"job_id": "bad", "attempt": 1, "status": "rejected", "final": true});
+    assert_has(&bench.reply().json(), &wanted);
+    assert_has(&bench.result().json(), &wanted);
+    let dead = bench.dead_letter();
+    assert_eq!((dead.property("message_id"), &dead.body[..]), ("bad", &b"?"[..]));
+    assert_eq!(dead.header("x-synthex-reason"), "rejected");
+    assert_eq!(dead.headers["x-synthex-headers-dropped"], true);
+    assert!(dead.headers["nested"].is_null());
+
+    // The job itself is right, and its headers are nobody's but its producer's: it runs, with those that can be read.
+    let mut properties = with_headers(&bench, "nested", json!({"traceparent": "00-1-2-03"}));
+    let job = failing_twice(&bench, "runs").to_string();
+    publish_nested(&bench, &jobs, "default", job.as_bytes(), &properties);
+    for attempt in [1, 2] {
+        let wanted = json!({"job_id": "nested", "attempt": attempt, "status": "failed", "final": attempt == 2});
+        assert_has(&bench.reply().json(), &wanted);
+        assert_has(&bench.result().json(), &wanted);
+    }
+    assert_eq!(bench.dead_letter().header("traceparent"), "00-1-2-03");
+    assert_eq!(runs(&bench, "runs"), ["default"; 2]);
+
+    // A redelivery is counted by a header of ours, which another one must not hide.
+    properties["headers"] = json!({"x-synthex-attempt": 4, "x-synthex-redeliveries": 1});
+    publish_nested(&bench, &jobs, "default", br#"{"command": ["true"]}"#, &properties);
+    assert_has(&bench.reply().json(), &json!({"attempt": 4, "status": "succeeded"}));
+    assert_has(&bench.result().json(), &json!({"attempt": 4, "status": "succeeded"}));
+    goes_on(&bench, "good");
+    ends_clean(&bench, worker, 0);
+}
+
+#[test]
+fn headers_nested_very_deep_end_no_program_that_reads_orders_replies_or_dead_letters() {
+    let bench = Bench::new();
+    let worker = narrow_worker(&bench);
+    publish_nested(
+        &bench,
+        &bench.named("control"),
+        "request.all",
+        b"{\"request\":\"ping\"}",
+        &json!({}),
+    );
+    publish_nested(&bench, "", &bench.named("dead"), b"{}", &bench.properties("nested"));
+    for args in [&["dead", "list"][..], &["dead", "show", "nested"], &["workers"]] {
+        let told = bench.synthex(args).run().expect_code(0);
+        assert_eq!(told.stderr, "", "{args:?}");
+    }
+    let shown = bench.synthex(&["dead", "show", "nested"]).run().expect_code(0).stdout;
+    assert!(shown.contains("x-synthex-headers-dropped: true"), "{shown}");
+    bench.synthex(&["dead", "drop", "nested"]).run().expect_code(0);
+    goes_on(&bench, "good");
+    ends_clean(&bench, worker, 0);
+}
+
 /// Sends a job whose answer goes nowhere, and checks that only its producer feels it.
 #[track_caller]
 fn an_answer_to(bench: &Bench, worker: &Worker, reply_to: &str) {

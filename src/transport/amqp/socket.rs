@@ -1,7 +1,8 @@
 //! A connection to a host before anything is said in AMQP, by TLS or without.
 //!
 //! It is opened here and handed to lapin when it is ready: lapin's own way would take only the certificates that it
-//! likes, says little about what is wrong with one, and leaks a thread when it is given up half-way.
+//! likes, says little about what is wrong with one, and leaks a thread when it is given up half-way. Above TLS stands a
+//! [`screen`](super::screen).
 
 use std::future::Future;
 use std::io;
@@ -20,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
 
 use super::address::host;
+use super::screen::Screened;
 use super::tls::Tls;
 use crate::transport::TransportError;
 
@@ -29,6 +31,9 @@ pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 pub(super) type Socket = Box<dyn Duplex>;
+
+/// What lapin gets of it.
+type HandedSocket = Compat<Screened<Socket>>;
 
 /// Connects to the host of `uri`.
 ///
@@ -63,7 +68,7 @@ pub(super) async fn log_in(
     uri: AMQPUri,
     properties: ConnectionProperties,
 ) -> Result<Connection, lapin::Error> {
-    let socket = Mutex::new(Some(socket.compat()));
+    let socket = Mutex::new(Some(Screened::new(socket).compat()));
     // Asked for more than once only by lapin's recovery, which is off.
     let hand_over = async move |_, _| {
         let socket = socket.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -81,11 +86,11 @@ pub(super) async fn log_in(
 struct HandedOver(Tokio);
 
 impl Reactor for HandedOver {
-    type TcpStream = Compat<Socket>;
+    type TcpStream = HandedSocket;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     #[expect(refining_impl_trait, reason = "there is no socket of any type")]
-    fn register<H: io::Read + io::Write + Send + 'static>(&self, _: H) -> io::Result<Compat<Socket>> {
+    fn register<H: io::Read + io::Write + Send + 'static>(&self, _: H) -> io::Result<HandedSocket> {
         Err(nothing_to_connect())
     }
 
@@ -97,7 +102,7 @@ impl Reactor for HandedOver {
         self.0.interval(time)
     }
 
-    fn tcp_connect_addr(&self, _: SocketAddr) -> impl Future<Output = io::Result<Compat<Socket>>> + Send + 'static {
+    fn tcp_connect_addr(&self, _: SocketAddr) -> impl Future<Output = io::Result<HandedSocket>> + Send + 'static {
         std::future::ready(Err(nothing_to_connect()))
     }
 }
