@@ -13,6 +13,8 @@ mod support;
 mod bad_messages;
 #[path = "end_to_end/bench.rs"]
 mod bench;
+#[path = "end_to_end/compose.rs"]
+mod compose;
 #[path = "end_to_end/control.rs"]
 mod control;
 #[path = "end_to_end/dead.rs"]
@@ -27,12 +29,16 @@ mod permissions;
 mod pools;
 #[path = "end_to_end/producers.rs"]
 mod producers;
+#[path = "end_to_end/prometheus.rs"]
+mod prometheus;
 #[path = "end_to_end/readme.rs"]
 mod readme;
 #[path = "end_to_end/redelivery.rs"]
 mod redelivery;
 #[path = "end_to_end/retries.rs"]
 mod retries;
+#[path = "end_to_end/stack.rs"]
+mod stack;
 #[path = "end_to_end/statuses.rs"]
 mod statuses;
 #[path = "end_to_end/stopping.rs"]

@@ -322,6 +322,11 @@ impl Worker {
         Self { running, address }
     }
 
+    /// Where its HTTP server is.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Asks its HTTP server.
     pub fn get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.address).expect("the worker serves metrics");

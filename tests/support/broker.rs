@@ -23,6 +23,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use super::process::Signal;
+pub use node::Setup;
 use node::{Node, folder_of_nodes, random_name};
 
 /// A RabbitMQ node. Dropping one that [`Broker::start`] gave ends it, and removes what it stored.
@@ -42,7 +43,15 @@ impl Broker {
     /// # Panics
     /// When it does not start: with its log.
     pub async fn start() -> Self {
-        let node = off_thread(|| Node::start(&folder_of_nodes(), std::process::id(), true, None)).await;
+        Self::start_with(Setup::default()).await
+    }
+
+    /// Starts a node for this test alone, with plugins and a configuration of its own.
+    ///
+    /// # Panics
+    /// When it does not start: with its log.
+    pub async fn start_with(setup: Setup) -> Self {
+        let node = off_thread(move || Node::start(&folder_of_nodes(), std::process::id(), true, &setup)).await;
         Self { node: Arc::new(node) }
     }
 
@@ -52,11 +61,11 @@ impl Broker {
     /// # Panics
     /// When it does not start: with its log.
     pub async fn start_with_tls(certificates: &Path) -> Self {
-        let certificates = certificates.to_owned();
-        let start = move || Node::start(&folder_of_nodes(), std::process::id(), true, Some(&certificates));
-        Self {
-            node: Arc::new(off_thread(start).await),
-        }
+        Self::start_with(Setup {
+            certificates: Some(certificates.to_owned()),
+            ..Setup::default()
+        })
+        .await
     }
 
     /// Gives the node that all tests of this run share, started by the first that asks.
@@ -108,6 +117,16 @@ impl Broker {
     /// Port on 127.0.0.1 where it speaks AMQP by TLS.
     pub fn tls_port(&self) -> u16 {
         self.node.facts.ports.amqps
+    }
+
+    /// Port on 127.0.0.1 of its management page and HTTP API, if it has that plugin.
+    pub fn management_port(&self) -> u16 {
+        self.node.facts.ports.management
+    }
+
+    /// Port on 127.0.0.1 where Prometheus can ask it, if it has that plugin.
+    pub fn metrics_port(&self) -> u16 {
+        self.node.facts.ports.metrics
     }
 
     /// Name of the user made for it, who may do everything.

@@ -66,6 +66,20 @@ pub(super) struct Ports {
     epmd: u16,
     /// Where its tools talk to it.
     tools: u16,
+    /// Where the plugins rabbitmq_management and rabbitmq_prometheus answer, if they are enabled.
+    pub(super) management: u16,
+    pub(super) metrics: u16,
+}
+
+/// What a node has besides the bare server.
+#[derive(Clone, Default)]
+pub struct Setup {
+    /// The text of its file `enabled_plugins`.
+    pub plugins: Option<String>,
+    /// Lines of its `rabbitmq.conf`. What a private node needs comes after them, and wins.
+    pub config: String,
+    /// The folder of the certificates with which it listens for TLS as well.
+    pub certificates: Option<PathBuf>,
 }
 
 /// A node: with its processes if this process started it, else without.
@@ -89,14 +103,37 @@ struct Shared {
     server: Process,
 }
 
+impl Facts {
+    /// What the node's `rabbitmq.conf` needs, with these plugins: a server knows no key of a plugin that it does not run.
+    fn config(&self, plugins: &str) -> String {
+        let Self {
+            user,
+            password,
+            vhost,
+            ports,
+            ..
+        } = self;
+        // A machine with a nearly full disk is no reason for a disk alarm here.
+        let mut config = format!(
+            "default_user = {user}\ndefault_pass = {password}\ndefault_vhost = {vhost}\n\
+             disk_free_limit.absolute = 1MB\nlog.file = false\nlog.console = true\n"
+        );
+        for (plugin, port) in [("management", ports.management), ("prometheus", ports.metrics)] {
+            if plugins.contains(plugin) {
+                config += &format!("{plugin}.tcp.ip = 127.0.0.1\n{plugin}.tcp.port = {port}\n");
+            }
+        }
+        config
+    }
+}
+
 impl Node {
-    /// Starts a node, with TLS if there is a folder of certificates. Tries other ports if somebody took these between
-    /// choice and use.
-    pub(super) fn start(folder: &Path, owner: u32, private: bool, certificates: Option<&Path>) -> Self {
+    /// Starts a node. Tries other ports if somebody took these between choice and use.
+    pub(super) fn start(folder: &Path, owner: u32, private: bool, setup: &Setup) -> Self {
         let mut failures = String::new();
         for _ in 0..3 {
-            let node = Self::prepare(folder.join(random_name()), owner, private);
-            if let Some(certificates) = certificates {
+            let node = Self::prepare(folder.join(random_name()), owner, private, setup);
+            if let Some(certificates) = &setup.certificates {
                 node.offer_tls(certificates);
             }
             let Err(why) = node.launch() else {
@@ -112,7 +149,7 @@ impl Node {
     }
 
     /// Writes the files that a node reads at its start.
-    fn prepare(folder: PathBuf, owner: u32, private: bool) -> Self {
+    fn prepare(folder: PathBuf, owner: u32, private: bool, setup: &Setup) -> Self {
         assert!(
             Path::new(SCRIPTS).is_dir(),
             "rabbitmq-server is not installed: `tests/run` installs it"
@@ -130,19 +167,12 @@ impl Node {
         let write =
             |file: &str, text: String| fs::write(facts.folder.join(file), text).expect("the folder was just made");
         fs::create_dir_all(&facts.folder).expect("the target folder can be written");
-        write("plugins", "[].".into());
+        write("plugins", setup.plugins.clone().unwrap_or_else(|| "[].".into()));
         write(".erlang.cookie", random_name());
         let cookie = facts.folder.join(".erlang.cookie");
         fs::set_permissions(cookie, fs::Permissions::from_mode(0o400)).expect("the file is ours");
-        // A machine with a nearly full disk is no reason for a disk alarm here.
-        let (user, password, vhost) = (&facts.user, &facts.password, &facts.vhost);
-        write(
-            "rabbitmq.conf",
-            format!(
-                "default_user = {user}\ndefault_pass = {password}\ndefault_vhost = {vhost}\n\
-                 disk_free_limit.absolute = 1MB\nlog.file = false\nlog.console = true\n"
-            ),
-        );
+        let plugins = setup.plugins.as_deref().unwrap_or_default();
+        write("rabbitmq.conf", setup.config.clone() + "\n" + &facts.config(plugins));
         Self {
             facts,
             private,
@@ -361,7 +391,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Finds the node of this run, or starts it.
 pub(super) fn shared() -> Node {
     let Ok(run) = std::env::var("NEXTEST_RUN_ID") else {
-        return Node::start(&folder_of_nodes(), std::process::id(), false, None);
+        return Node::start(&folder_of_nodes(), std::process::id(), false, &Setup::default());
     };
     let folder = folder_of_nodes();
     let file = folder.join(format!("{run}.json"));
@@ -381,7 +411,7 @@ pub(super) fn shared() -> Node {
         };
     }
     forget_past_runs(&folder);
-    let node = Node::start(&folder, std::os::unix::process::parent_id(), false, None);
+    let node = Node::start(&folder, std::os::unix::process::parent_id(), false, &Setup::default());
     let server = lock(&node.server)
         .as_ref()
         .expect("it was just started")
@@ -414,18 +444,20 @@ pub(super) fn folder_of_nodes() -> PathBuf {
     folder
 }
 
-/// Chooses four free ports below those that the kernel gives to clients (from 32768 on), so that nobody takes them while
+/// Chooses free ports below those that the kernel gives to clients (from 32768 on), so that nobody takes them while
 /// the node is down between a kill and a restart.
 fn free_ports() -> Ports {
     let first = 10_000 + u16::try_from(random() % 20_000).expect("it is below 20,000");
     let listen = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     let mut free = (first..32_000).chain(10_000..first).filter(listen);
-    let mut next = || free.next().expect("four of 22,000 ports are free");
+    let mut next = || free.next().expect("six of 22,000 ports are free");
     Ports {
         amqp: next(),
         amqps: next(),
         epmd: next(),
         tools: next(),
+        management: next(),
+        metrics: next(),
     }
 }
 
