@@ -44,6 +44,7 @@ impl Stack {
         let setup = Setup {
             plugins: Some(read("deploy/rabbitmq/enabled_plugins")),
             config: config.replace(DEFINITIONS, definitions.to_str().expect("a temporary path is text")),
+            ..Setup::default()
         };
         let broker = block_on(Broker::start_with(setup));
         Self {
