@@ -18,7 +18,7 @@ use synthex::message::{Envelope, JobId, JobResult, Properties, Status};
 use synthex::metrics::{Metrics, PoolInfo};
 use synthex::supervise::{Budget, Outcome, Shutdown, StopReport, Strategy, Supervisor, TaskAccounts};
 use synthex::transport::memory::Memory;
-use synthex::transport::topology::{Binding, Declare, Names, Queue, Topology};
+use synthex::transport::topology::{Binding, Declare, Names, Queue, TIERS, Topology};
 use synthex::transport::{Delivery, Publication, Routing, Subscribe, Subscription, Transport};
 use synthex::worker::event::{Event, Observers};
 use synthex::worker::orders::Orders;
@@ -46,6 +46,8 @@ pub const MARK: &str = "SYNTHEX_TEST_MARK";
 pub const OUTBOX: &str = "outbox";
 /// How large it may be.
 const OUTBOX_BYTES: u64 = 1 << 20;
+/// A job that a test publishes behind all others, to see that they are over.
+const LAST_JOB: &str = "last-job";
 /// Publishes under way at once.
 const PUBLISHERS: usize = 32;
 
@@ -179,6 +181,16 @@ impl<T: Transport> Rig<T> {
             .buffer_unordered(PUBLISHERS)
             .collect::<()>()
             .await;
+    }
+
+    /// Publishes a job that runs only after the shortest delay, behind all that waits there, confirmed.
+    async fn publish_delayed(&self, id: &str, job: &Value) {
+        let publication = Publication {
+            exchange: self.names.delay(&TIERS[0]),
+            ..self.job(id.to_owned(), job.to_string())
+        };
+        let published = soon("a confirm", self.broker.publish(&publication)).await;
+        published.expect("the broker is well");
     }
 
     /// A job under this id, as a producer publishes it.
@@ -405,10 +417,12 @@ impl<T: Transport> Rig<T> {
         self.finish_with(live, count).await
     }
 
-    /// Waits for so many results, stops the worker, checks that there are no more and that nothing is left. Gives what the
-    /// results say of each job, sorted: those of two runs at once may come in either order.
+    /// Waits for so many results, then until nothing more can come of any job, stops the worker, checks that there are no
+    /// more and that nothing is left. Gives what the results say of each job, sorted: those of two runs at once may come
+    /// in either order.
     pub async fn finish_with(&self, live: Live, count: usize) -> BTreeMap<String, Ends> {
         let results = self.wait_for_results(count).await;
+        self.wait_for_last(&live).await;
         let stopped = live.stop().await;
         stopped.assert_clean();
         self.nothing_left_of(&stopped).await;
@@ -423,8 +437,38 @@ impl<T: Transport> Rig<T> {
         results.into_iter().map(|(id, results)| (id, sorted(results))).collect()
     }
 
-    /// Checks that the pool's queue is empty. No worker may run.
+    /// Waits until a worker has had all that is queued, or that comes of it after a delay: another attempt of a job that
+    /// has its results would be begun before this is over.
+    async fn wait_for_last(&self, live: &Live) {
+        let job = json!({ "command": ["true"] });
+        // Behind all that came back to the queue, which is then in hand or settled.
+        self.publish(LAST_JOB, &job).await;
+        self.wait_for_result_of(LAST_JOB).await;
+        live.nothing_in_hand().await;
+        let comes_back = |event: &Event| matches!(event, Event::JobRecounted { .. });
+        if live.observer.count(comes_back) > 0 {
+            // Behind all that was counted, and comes a moment later.
+            self.publish_delayed(LAST_JOB, &job).await;
+            self.wait_for_result_of(LAST_JOB).await;
+        }
+    }
+
+    /// Takes the next result, which has to be of this job.
+    async fn wait_for_result_of(&self, id: &str) {
+        let mut results = self.wait_for_results(1).await;
+        let other = results.remove(id).is_none();
+        assert!(!other, "results beyond those that were to come: {results:#?}");
+    }
+
+    /// Waits until no counted job is on its way to the pool's queue, and checks that it is empty. No worker may run.
     pub async fn assert_queue_is_empty(&self) {
+        let delayed = self.names.delay(&TIERS[0]);
+        let waiting = async {
+            while self.depth(&delayed).await > Some(0) {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        soon("the end of a delay", waiting).await;
         let left = self.take_all(&self.names.pool_queue(POOL)).await;
         assert!(left.is_empty(), "jobs are left: {left:#?}");
     }
@@ -504,6 +548,15 @@ impl Live {
         self.observer
             .wait_for_times(times, "a consumer is live", consuming)
             .await;
+    }
+
+    /// Waits until every delivery that it took is settled.
+    async fn nothing_in_hand(&self) {
+        let settled = |event: &Event| matches!(event, Event::DeliverySettled { .. });
+        let taken = |event: &Event| matches!(event, Event::DeliveryTaken { .. });
+        let times = self.observer.count(taken);
+        let what = "a delivery is settled";
+        self.observer.wait_for_times(times, what, settled).await;
     }
 
     /// Drains it and waits for its end.
