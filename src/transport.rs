@@ -150,7 +150,8 @@ pub trait Subscription: Send + 'static {
     fn extend(&mut self) -> impl Future<Output = Result<(), TransportError>> + Send;
 
     /// Asks for no more deliveries. Those already on their way still come from [`Subscription::next`], then `None`;
-    /// deliveries taken before stay valid.
+    /// deliveries taken before stay valid. One that the broker sends at this very moment may come again as redelivered
+    /// instead: settle nothing meanwhile, since that makes room for more.
     fn cancel(&mut self) -> impl Future<Output = ()> + Send;
 }
 

@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use tokio::time::Instant;
 
 use super::event::{Event, Observer};
@@ -36,8 +37,8 @@ const SETTLE_MARGIN: Duration = Duration::from_secs(300);
 const USUAL_PATIENCE: Duration = Duration::from_secs(30 * 60);
 const QUEUES_HAVE_PATIENCE: (u32, u32) = (3, 12);
 
-/// Without a delivery for so long, a consumer that settles nothing has all that it will get.
-const SETTLED: Duration = Duration::from_millis(100);
+/// Jobs that are given back at once.
+const GIVEN_BACK_AT_ONCE: usize = 32;
 
 /// How long a subscription may take, topology included.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -102,10 +103,12 @@ impl<T: Transport> Intake<T> {
             stop.drain();
             std::future::pending().await
         };
-        tokio::select! {
+        let ended = tokio::select! {
             ended = self.take(&stop) => ended,
             never = told_with_all => never,
-        }
+        };
+        self.pipeline.nothing_more_comes();
+        ended
     }
 
     async fn take(&self, shutdown: &Shutdown) -> Result<(), TaskError> {
@@ -244,7 +247,6 @@ impl<T: Transport> Intake<T> {
     async fn consume(&self, mut subscription: T::Subscription, mode: Mode, shutdown: &Shutdown) -> End {
         let _present = self.holds.enter();
         let consuming = self.holds.consume(&self.pool.name);
-        let mut held = None;
         let ledger = self.pipeline.ledger();
         ledger.lose_session(); // the one before, if there was one
         let mut proving = pin!(prove(ledger, subscription.barrier()));
@@ -258,16 +260,11 @@ impl<T: Transport> Intake<T> {
             let delivery = tokio::select! {
                 biased; // a stop and a hold come before more deliveries
                 () = shutdown.draining() => break End::Stopped,
-                reason = self.holds.held(&self.pool.name), if held.is_none() => {
-                    held = Some(reason);
-                    continue;
-                }
+                reason = self.holds.held(&self.pool.name) => break End::Held(reason),
                 () = self.pulse.stalled() => return End::Stalled,
                 () = tokio::time::sleep(QUIET), if mode != Mode::Full => return End::Quiet,
                 never = &mut proving => match never {},
                 delivery = subscription.next() => delivery,
-                // Nothing starts, so nothing is settled, and soon nothing more is on its way.
-                () = tokio::time::sleep(SETTLED), if held.is_some() => break held.map_or(End::Quiet, End::Held),
             };
             let Some(delivery) = delivery else {
                 return End::Of(subscription.end());
@@ -291,7 +288,7 @@ impl<T: Transport> Intake<T> {
         };
         // Over time the rest is dropped with its subscription, and so given back as well, though marked as redelivered.
         let giving_back = async {
-            subscription.cancel().await;
+            subscription.cancel().await; // nothing starts, so little is settled meanwhile
             drop(consuming);
             self.give_back_rest(&mut subscription, shutdown).await;
         };
@@ -313,9 +310,13 @@ impl<T: Transport> Intake<T> {
 
     /// Takes what is still on its way and gives it back.
     async fn give_back_rest(&self, subscription: &mut T::Subscription, shutdown: &Shutdown) {
+        let mut rest = Vec::new();
         while let Some(delivery) = subscription.next().await {
-            self.pipeline.hand_back(delivery, shutdown).await;
+            rest.push(delivery);
         }
+        let give_back = |delivery| self.pipeline.hand_back(delivery, shutdown);
+        let all = futures_util::stream::iter(rest);
+        all.for_each_concurrent(GIVEN_BACK_AT_ONCE, give_back).await;
     }
 
     async fn wait(&self, reason: String, backoff: &mut Backoff, shutdown: &Shutdown) {

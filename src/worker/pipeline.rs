@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 
 use super::admit::{Admission, Plan, Refusal, Ticket, admit};
 use super::event::{Event, Observer, RunAccount, StreamAccount};
@@ -45,6 +46,8 @@ pub(super) struct Pipeline<T> {
     pulse: Arc<Pulse>,
     observer: Arc<dyn Observer>,
     ending: Ending,
+    /// The worker drains, and no delivery comes any more.
+    last_came: CancellationToken,
 }
 
 impl<T: Transport> Pipeline<T> {
@@ -71,7 +74,13 @@ impl<T: Transport> Pipeline<T> {
             pulse,
             observer: worker.observer.clone(),
             ending: worker.ending.clone(),
+            last_came: CancellationToken::new(),
         }
+    }
+
+    /// Says that the worker drains and the pool's consumer is gone.
+    pub(super) fn nothing_more_comes(&self) {
+        self.last_came.cancel();
     }
 
     /// What is remembered of messages.
@@ -173,7 +182,7 @@ impl<T: Transport> Pipeline<T> {
             cancellation = job.cancelled() => {
                 return self.refuse(held, &ticket, Status::Cancelled, refusal(cancellation), stop).await;
             }
-            turn = self.turn(&ticket) => turn,
+            turn = self.turn(&ticket, stop) => turn,
         };
         let turn = match turn {
             Ok(turn) => turn,
@@ -206,14 +215,14 @@ impl<T: Transport> Pipeline<T> {
     ///
     /// # Errors
     /// When it is not to be, as the worker drains, its pool is held, or it was to run alone and could not.
-    async fn turn(&self, ticket: &Ticket) -> Result<Turn, PutOff> {
+    async fn turn(&self, ticket: &Ticket, stop: &Shutdown) -> Result<Turn, PutOff> {
         let is_suspect = ticket.attempt.redeliveries >= ALONE_FROM;
         if is_suspect && let Some(patience) = self.holds.patience(ticket.attempt.put_offs) {
-            return self.turn_alone(patience).await;
+            return self.turn_alone(patience, stop).await;
         }
         let slot = tokio::select! {
             biased; // a free slot must not win over the drain
-            () = self.ending.draining() => return Err(PutOff::ForNow),
+            () = self.ending.draining() => return Err(self.until_the_last_came(stop).await),
             () = self.holds.stopped(&self.pool.name) => return Err(PutOff::ForNow),
             slot = self.slot() => slot,
         };
@@ -233,6 +242,16 @@ impl<T: Transport> Pipeline<T> {
         })
     }
 
+    /// Waits, once the worker drains, until its consumer is gone: what goes back before makes room for more to come, and
+    /// may itself come here again.
+    async fn until_the_last_came(&self, stop: &Shutdown) -> PutOff {
+        tokio::select! {
+            () = self.last_came.cancelled() => {}
+            () = stop.draining() => {} // the intake has ended, whichever way
+        }
+        PutOff::ForNow
+    }
+
     /// A slot, which none gets while its pool is held.
     async fn slot(&self) -> Slot {
         loop {
@@ -245,17 +264,16 @@ impl<T: Transport> Pipeline<T> {
     }
 
     /// The same for a job that may be killing workers: no other command runs beside it.
-    async fn turn_alone(&self, patience: Duration) -> Result<Turn, PutOff> {
+    async fn turn_alone(&self, patience: Duration, stop: &Shutdown) -> Result<Turn, PutOff> {
         let claim = match self.holds.reason(&self.pool.name) {
             None => self.holds.claim(),
             Some(_) => None,
         };
         let Some(claim) = claim else {
-            tokio::select! {
-                () = self.ending.draining() => {}
-                () = self.holds.stopped(&self.pool.name) => {}
-            }
-            return Err(PutOff::ForNow);
+            return tokio::select! {
+                () = self.ending.draining() => Err(self.until_the_last_came(stop).await),
+                () = self.holds.stopped(&self.pool.name) => Err(PutOff::ForNow),
+            };
         };
         let slot = async {
             match claim.alone(patience).await {
@@ -265,7 +283,7 @@ impl<T: Transport> Pipeline<T> {
         };
         let slot = tokio::select! {
             biased;
-            () = self.ending.draining() => return Err(PutOff::ForNow),
+            () = self.ending.draining() => return Err(self.until_the_last_came(stop).await),
             slot = slot => slot?,
         };
         Ok(Turn {

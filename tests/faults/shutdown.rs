@@ -65,6 +65,32 @@ pub async fn jobs_on_their_way_when_the_stop_comes_go_back_unmarked<T: Transport
     assert_unmarked(&rig, ["job-1", "job-2", "job-3"].map(String::from).into()).await;
 }
 
+/// What a broker sends while its consumer is being cancelled must not look like a job that killed its worker. Each ack
+/// has it send one more, and where a stop meets that is chance: so several of them.
+pub async fn stops_under_flow_mark_no_job<T: Transport>(rig: Rig<T>) {
+    const STOPS: usize = 5;
+    let ids: BTreeSet<String> = (0..150).map(|number| format!("job-{number:03}")).collect();
+    let body = json!({ "command": ["true"] }).to_string();
+    rig.publish_all(ids.iter().map(|id| (id.clone(), body.clone()))).await;
+    for _ in 0..STOPS {
+        let mut pool = rig.pool();
+        pool.prefetch = 16;
+        let live = rig.work(rig.broker.clone(), pool);
+        live.started(8).await;
+        let stopped = live.stop().await;
+        stopped.assert_clean();
+        assert_eq!(stopped.observer.count(is_recount), 0, "marked by a stop before");
+        assert_eq!(stopped.ending.cut(), 0);
+    }
+    let mut unstarted = ids;
+    for (id, results) in rig.results().await {
+        assert_eq!(ends(&results), [(1, Status::Succeeded)], "{id}");
+        unstarted.remove(&id);
+    }
+    assert!(!unstarted.is_empty(), "there was to be flow until the last stop");
+    assert_unmarked(&rig, unstarted).await;
+}
+
 pub async fn a_stop_during_the_wait_for_the_broker_is_obeyed_at_once<T: Transport>(rig: Rig<T>) {
     let transport = Faulty::new(rig.broker.clone());
     transport.on_subscribe(.., SubscribeFault::Unreachable);
@@ -254,6 +280,10 @@ async fn assert_unmarked<T: Transport>(rig: &Rig<T>, ids: BTreeSet<String>) {
 
 fn is_given_back(event: &Event) -> bool {
     matches!(event, Event::JobGivenBack { was_running: false, .. })
+}
+
+fn is_recount(event: &Event) -> bool {
+    matches!(event, Event::JobRecounted { .. })
 }
 
 fn is_long_wait(event: &Event) -> bool {

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
-
 use lapin::message::Delivery as LapinDelivery;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
@@ -20,6 +20,11 @@ use crate::transport::{
     Barrier, BoxFuture, BrokerEvent, BrokerObserver, Delivery, STREAM_OFFSET, SettleError, Settlement, Settler,
     StreamOffset, Subscribe, Subscription, SubscriptionEnd, Topic, TransportError,
 };
+
+/// Without a delivery for so long, nothing is taken to be under way.
+const SETTLED: Duration = Duration::from_millis(100);
+/// How long deliveries may keep coming before the consumer is cancelled all the same.
+const SETTLING_MAX: Duration = Duration::from_secs(1);
 
 /// Replies that may wait in an inbox unsettled.
 const INBOX_PREFETCH: u16 = 256;
@@ -50,6 +55,8 @@ struct Source {
     prefetch: u16,
     /// In a stream.
     from: Option<StreamOffset>,
+    /// Other consumers may get what is not settled here, marked as redelivered: no stream, no private queue.
+    is_shared: bool,
     arguments: FieldTable,
 }
 
@@ -92,6 +99,7 @@ impl AmqpSubscription {
             queue: request.queue.clone(),
             prefetch: request.prefetch,
             from: request.from,
+            is_shared: request.from.is_none(),
             arguments,
         };
         Self::live(session, channel, source, observer).await
@@ -122,6 +130,7 @@ impl AmqpSubscription {
             queue: name.clone(),
             prefetch: INBOX_PREFETCH,
             from: None,
+            is_shared: false,
             arguments: FieldTable::default(),
         };
         Ok((name, Self::live(session, channel, source, observer).await?))
@@ -160,6 +169,17 @@ impl AmqpSubscription {
         })
     }
 
+    /// Takes what is under way, until nothing more comes for a while.
+    async fn settle_down(&mut self) {
+        while let Ok(next) = tokio::time::timeout(SETTLED, self.consumer.next()).await {
+            match next {
+                Some(Ok(delivery)) => self.overdue.push_back(delivery),
+                Some(Err(error)) => return self.finish(why(&error)),
+                None => return self.end_by_broker(),
+            }
+        }
+    }
+
     /// Puts another consumer in the place of this one: the broker counts unsettled deliveries for each by itself. The
     /// stream of a cancelled consumer ends after all that it was sent.
     async fn replace(&mut self) -> lapin::Result<Result<(), TransportError>> {
@@ -182,6 +202,12 @@ impl AmqpSubscription {
             self.end = end;
             (self.observer)(BrokerEvent::Disconnected { reason });
         }
+    }
+
+    fn end_by_broker(&mut self) {
+        // What it had is in its queue again, or gone with it, though the channel would still take an ack.
+        self.live.taken_away.store(true, Ordering::Relaxed);
+        self.lose("the broker cancelled the consumer: its queue is gone or has moved");
     }
 
     fn lose(&mut self, reason: &str) {
@@ -218,11 +244,7 @@ impl Subscription for AmqpSubscription {
                 Some(Ok(_)) => {} // of a channel that is gone: it comes again
                 Some(Err(error)) => self.finish(why(&error)),
                 None if self.state == State::Cancelled => self.lose("cancelled by us"),
-                None => {
-                    // What it had is in its queue again, or gone with it, though the channel would still take an ack.
-                    self.live.taken_away.store(true, Ordering::Relaxed);
-                    self.lose("the broker cancelled the consumer: its queue is gone or has moved");
-                }
+                None => self.end_by_broker(),
             }
         }
         None
@@ -260,8 +282,16 @@ impl Subscription for AmqpSubscription {
         replaced
     }
 
+    /// What a quorum queue sends while its consumer is being cancelled reaches nobody, and comes again as redelivered. A
+    /// consumer that settles nothing soon has all that it can get, so that nothing is under way.
     async fn cancel(&mut self) {
         if self.state != State::Consuming {
+            return;
+        }
+        if self.source.is_shared {
+            let _ = tokio::time::timeout(SETTLING_MAX, self.settle_down()).await;
+        }
+        if self.state == State::Ended {
             return;
         }
         self.state = State::Cancelled;
