@@ -90,6 +90,7 @@ on_both! {
         running_jobs_finish_and_unstarted_ones_go_back_unmarked
         jobs_on_their_way_when_the_stop_comes_go_back_unmarked
         stops_under_flow_mark_no_job
+        a_running_job_that_comes_again_with_the_stop_is_not_run_again
         a_stop_during_the_wait_for_the_broker_is_obeyed_at_once
         a_stop_during_an_attempt_to_subscribe_is_obeyed_at_once
         a_stop_waits_for_a_result_s_confirm

@@ -308,11 +308,11 @@ impl<T: Transport> Intake<T> {
         }
     }
 
-    /// Takes what is still on its way and gives it back.
+    /// Takes what is still on its way and gives it back, but for what is in hand here.
     async fn give_back_rest(&self, subscription: &mut T::Subscription, shutdown: &Shutdown) {
         let mut rest = Vec::new();
         while let Some(delivery) = subscription.next().await {
-            rest.push(delivery);
+            rest.extend(self.pipeline.recognise(delivery).await);
         }
         let give_back = |delivery| self.pipeline.hand_back(delivery, shutdown);
         let all = futures_util::stream::iter(rest);

@@ -91,6 +91,29 @@ pub async fn stops_under_flow_mark_no_job<T: Transport>(rig: Rig<T>) {
     assert_unmarked(&rig, unstarted).await;
 }
 
+/// Its connection was lost just before the stop, and the broker hands it out again while the consumer is being cancelled.
+pub async fn a_running_job_that_comes_again_with_the_stop_is_not_run_again<T: Transport>(rig: Rig<T>) {
+    let transport = Faulty::new(rig.broker.clone());
+    transport.on_subscribe(2..=2, SubscribeFault::HoldsUntilCancelled);
+    rig.publish("job", &rig.gated("gate")).await;
+    let live = rig.work(transport, rig.pool());
+    rig.wait_for_begun(1).await;
+    rig.close_sessions().await;
+    live.consuming(2).await;
+    rig.wait_for_waiting_jobs(0).await;
+
+    live.shutdown.drain();
+    live.observer
+        .wait_for("the consumer is given up", is_consumer_s_end)
+        .await;
+    rig.open("gate");
+    let stopped = live.join().await;
+    stopped.assert_clean();
+    assert_eq!((stopped.ending.cut(), stopped.ending.given_back()), (0, 0));
+    assert_eq!(ends(&rig.results().await["job"]), [(1, Status::Succeeded)]);
+    rig.assert_queue_is_empty().await;
+}
+
 pub async fn a_stop_during_the_wait_for_the_broker_is_obeyed_at_once<T: Transport>(rig: Rig<T>) {
     let transport = Faulty::new(rig.broker.clone());
     transport.on_subscribe(.., SubscribeFault::Unreachable);
