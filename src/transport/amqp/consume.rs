@@ -26,6 +26,10 @@ const SETTLED: Duration = Duration::from_millis(100);
 /// How long deliveries may keep coming before the consumer is cancelled all the same.
 const SETTLING_MAX: Duration = Duration::from_secs(1);
 
+/// How long a settlement may take to be written. On a connection that is just being lost it may never be, and nobody
+/// says so.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Replies that may wait in an inbox unsettled.
 const INBOX_PREFETCH: u16 = 256;
 
@@ -365,10 +369,11 @@ impl Settler for AmqpSettler {
             if !self.is_live() {
                 return Err(SettleError);
             }
-            match send(&self.acker, self.live.possible(how)).await {
-                Ok(true) => Ok(()),
+            let sending = send(&self.acker, self.live.possible(how));
+            match tokio::time::timeout(SETTLE_TIMEOUT, sending).await {
+                Ok(Ok(true)) => Ok(()),
                 // `Ok(false)`: nothing was sent, because the channel is gone.
-                Ok(false) | Err(_) => Err(SettleError),
+                Ok(Ok(false) | Err(_)) | Err(_) => Err(SettleError),
             }
         })
     }
