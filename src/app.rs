@@ -30,7 +30,7 @@ use crate::worker::event::{Event, Observer, Observers};
 use crate::worker::log::EventLog;
 use crate::worker::orders::Orders;
 use crate::worker::spool::SpoolError;
-use crate::worker::{Ending, Holds, Identity, Ledgers, Worker};
+use crate::worker::{Ending, Holds, Identity, Ledgers, Watch, Worker};
 use signals::Signals;
 
 /// Restarts that are still a stumble; more in that time are a fall.
@@ -187,6 +187,7 @@ impl Parts {
             ending: Ending::new(shutdown.clone()),
             ledgers: Ledgers::default(),
             spool: None,
+            watch: Watch::default(),
         }
     }
 

@@ -67,6 +67,7 @@ pub(crate) use outgoing::again;
 use pipeline::Pipeline;
 use probe::QueueProbe;
 use pulse::Pulse;
+pub use pulse::Watch;
 use replay::{Replay, Waiting};
 use spool::Spool;
 
@@ -97,6 +98,8 @@ pub struct Worker<T> {
     pub ledgers: Ledgers,
     /// Where results wait on disk while the broker is away; `None` for memory alone.
     pub spool: Option<Spool>,
+    /// How queues and their consumers are watched.
+    pub watch: Watch,
 }
 
 /// Who a worker is.
@@ -126,7 +129,7 @@ impl<T: Transport> Worker<T> {
         self.tasks.announce("job"); // shown before the first one comes
         let capacity = usize::from(pool.prefetch);
         let (deliveries, taken) = self.channels.bounded("deliveries", capacity);
-        let pulse = Arc::new(Pulse::new(pool.prefetch));
+        let pulse = Arc::new(Pulse::new(pool.prefetch, self.watch.stall));
         let pipeline = Arc::new(Pipeline::new(self, pool, pulse.clone()));
         let dispatcher = Arc::new(Dispatcher {
             pool: pool.clone(),
@@ -152,6 +155,7 @@ impl<T: Transport> Worker<T> {
             pool: pool.name.clone(),
             transport: self.transport.clone(),
             queue: self.names.pool_queue(&pool.name),
+            every: self.watch.every,
             pulse,
             observer: self.observer.clone(),
         });

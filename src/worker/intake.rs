@@ -15,7 +15,7 @@ use super::event::{Event, Observer};
 use super::ledger::Ledger;
 use super::orders::Orders;
 use super::pipeline::{Pipeline, Taken};
-use super::pulse::{Pulse, STALL};
+use super::pulse::Pulse;
 use super::{Ending, HoldReason, Holds};
 use crate::config::Pool;
 use crate::flow::channel::Sender;
@@ -195,8 +195,8 @@ impl<T: Transport> Intake<T> {
             }
             End::Quiet => {}
             End::Stalled => {
-                let queue = &self.queue;
-                let reason = format!("queue {queue:?} has messages, but none came for {STALL:?}, though connected");
+                let (queue, stall) = (&self.queue, self.pulse.stall());
+                let reason = format!("queue {queue:?} has messages, but none came for {stall:?}, though connected");
                 self.wait(reason, backoff, shutdown).await;
             }
             End::Held(reason) => self.tell(Event::ConsumerHeld {

@@ -8,9 +8,6 @@ use super::pulse::Pulse;
 use crate::supervise::{Shutdown, TaskError};
 use crate::transport::Transport;
 
-/// How often a queue is measured: below a usual scrape interval, far above what a broker would notice.
-const EVERY: Duration = Duration::from_secs(10);
-
 /// How soon again while there is nothing to measure: the queue is not declared yet, or the broker is away.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -18,6 +15,7 @@ pub(super) struct QueueProbe<T> {
     pub(super) pool: Arc<str>,
     pub(super) transport: T,
     pub(super) queue: String,
+    pub(super) every: Duration,
     pub(super) pulse: Arc<Pulse>,
     pub(super) observer: Arc<dyn Observer>,
 }
@@ -27,7 +25,7 @@ impl<T: Transport> QueueProbe<T> {
         loop {
             let pause = tokio::select! {
                 () = shutdown.draining() => return Ok(()),
-                found = self.measure() => if found { EVERY } else { SOON },
+                found = self.measure() => if found { self.every } else { SOON },
             };
             tokio::select! {
                 () = shutdown.draining() => return Ok(()),

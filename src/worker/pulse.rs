@@ -2,7 +2,7 @@
 //!
 //! A broker can keep a connection alive and deliver nothing on it (a queue whose leader moved, a consumer that was
 //! forgotten). Nothing fails then, so it is told by what should happen: the queue has messages, the pool has room for
-//! them, and for [`STALL`] none came. The session is rebuilt then.
+//! them, and for some time ([`Watch`]) none came. The session is rebuilt then.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,14 +11,31 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// How long a queue may have messages, and the pool room for them, without a delivery. A well broker needs
-/// milliseconds; a rebuilt session costs nothing but the moment it takes.
-pub(super) const STALL: Duration = Duration::from_secs(30);
+/// How a pool's queue and its consumer are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// How often the queue is measured.
+    pub every: Duration,
+    /// How long it may have messages, and the pool room for them, without a delivery.
+    pub stall: Duration,
+}
+
+impl Default for Watch {
+    /// The queue: below a usual scrape interval, far above what a broker would notice. The consumer: a well broker needs
+    /// milliseconds, and a rebuilt session costs nothing but the moment it takes.
+    fn default() -> Self {
+        Self {
+            every: Duration::from_secs(10),
+            stall: Duration::from_secs(30),
+        }
+    }
+}
 
 /// A pool's consumer, by what comes of it.
 pub(super) struct Pulse {
     /// Deliveries that fit in hand.
     prefetch: usize,
+    stall: Duration,
     in_hand: AtomicUsize,
     /// Since when nothing came, though something could have; `None` while there is no consumer.
     quiet_since: Mutex<Option<Instant>>,
@@ -26,13 +43,19 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    pub(super) fn new(prefetch: u16) -> Self {
+    pub(super) fn new(prefetch: u16, stall: Duration) -> Self {
         Self {
             prefetch: prefetch.into(),
+            stall,
             in_hand: AtomicUsize::new(0),
             quiet_since: Mutex::new(None),
             stalled: Notify::new(),
         }
+    }
+
+    /// How long it may get nothing.
+    pub(super) fn stall(&self) -> Duration {
+        self.stall
     }
 
     /// There is a consumer, or a delivery came, or one was settled and made room for another.
@@ -55,7 +78,7 @@ impl Pulse {
     pub(super) fn look(&self, ready: u32) {
         let has_room = self.in_hand.load(Ordering::Relaxed) < self.prefetch;
         let quiet_since = *self.quiet_since.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_quiet = quiet_since.is_some_and(|since| since.elapsed() >= STALL);
+        let is_quiet = quiet_since.is_some_and(|since| since.elapsed() >= self.stall);
         if ready > 0 && has_room && is_quiet {
             self.stalled.notify_one();
         }
@@ -89,9 +112,11 @@ mod tests {
 
     use super::*;
 
+    const STALL: Duration = Duration::from_secs(30);
+
     /// Whether a consumer with room for one delivery is taken for stalled, after `quiet`, with so many messages ready.
     async fn is_stalled(quiet: Duration, ready: u32, prepare: impl FnOnce(&Pulse)) -> bool {
-        let pulse = Pulse::new(1);
+        let pulse = Pulse::new(1, STALL);
         pulse.beat();
         prepare(&pulse);
         tokio::time::advance(quiet).await;
@@ -113,7 +138,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn room_that_was_just_made_takes_a_while_to_be_filled() {
-        let pulse = Pulse::new(1);
+        let pulse = Pulse::new(1, STALL);
         pulse.beat();
         let long_job = pulse.take();
         tokio::time::advance(STALL * 10).await;

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use synthex::message::Status::Succeeded;
 use synthex::transport::amqp::{Addresses, Amqp, AmqpConfig};
+use synthex::worker::Watch;
+use synthex::worker::event::Event;
 
 use crate::rig::{MARK, PATIENCE, POOL, RESULTS, Results, Rig, Sessions, ends};
 use crate::support::broker::{Broker, Vhost};
@@ -213,6 +215,50 @@ async fn a_queue_that_is_deleted_under_its_consumer_is_declared_again_and_consum
     results.extend(rig.wait_for_ends(["job-1".to_owned()]).await);
     stop(&rig, worker).await;
     assert_once(&results);
+}
+
+/// On the node that all share: it comes to no harm.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_the_broker_forgot_is_noticed_and_replaced() {
+    let broker = Broker::shared().await;
+    let vhost = broker.vhost().await;
+    let forget = forget_consumers(vhost.name(), "synthex.jobs.faults");
+    let (mut rig, _) = rig(vhost).await;
+    rig.watch = Watch {
+        every: Duration::from_millis(100),
+        stall: Duration::from_millis(500),
+    };
+    let live = rig.work(rig.broker.clone(), rig.pool());
+    live.consuming(1).await;
+    assert_eq!(broker.eval(&forget).await, "[ok]", "one consumer is forgotten");
+
+    let job = json!({ "command": ["true"] });
+    rig.publish("job", &job).await;
+    let is_stall = |event: &Event| matches!(event, Event::ConsumerLost { reason, .. } if reason.contains("none came"));
+    live.observer.wait_for("a consumer without deliveries", is_stall).await;
+    let results = rig.wait_for_ends(["job".to_owned()]).await;
+    assert_once(&results);
+    let stopped = live.stop().await;
+    stopped.assert_clean();
+    let losses = stopped
+        .observer
+        .count(|event| matches!(event, Event::ConsumerLost { .. }));
+    assert_eq!(losses, 2, "nothing else ended a consumer until the stop");
+}
+
+/// An expression that takes a queue's consumers off it, as a queue's leader that lost them would: neither their connections
+/// nor the clients hear of it.
+fn forget_consumers(vhost: &str, queue: &str) -> String {
+    format!(
+        r#"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),
+           Leader = amqqueue:get_pid(Q),
+           {{ok, {{_, Consumers}}, _}} = ra:local_query(Leader, fun rabbit_fifo:query_consumers/1),
+           [begin
+                Forget = rabbit_fifo:make_checkout(Id, cancel, #{{}}),
+                {{ok, Answer, _}} = ra:process_command(Leader, Forget),
+                Answer
+            end || Id <- maps:keys(Consumers)]."#
+    )
 }
 
 /// A rig on a virtual host of RabbitMQ, and the address for workers.

@@ -23,7 +23,7 @@ use synthex::transport::{Delivery, Publication, Routing, Subscribe, Subscription
 use synthex::worker::event::{Event, Observers};
 use synthex::worker::orders::Orders;
 use synthex::worker::spool::Spool;
-use synthex::worker::{Ending, Identity, Ledgers, Worker};
+use synthex::worker::{Ending, Identity, Ledgers, Watch, Worker};
 use tokio::task::JoinHandle;
 
 use crate::support::broker::Vhost;
@@ -57,6 +57,8 @@ pub struct Rig<T: Transport> {
     pub names: Names,
     sessions: Sessions,
     pub mark: String,
+    /// How workers watch their queue and its consumer.
+    pub watch: Watch,
     folder: tempfile::TempDir,
 }
 
@@ -116,6 +118,7 @@ impl<T: Transport> Rig<T> {
             names,
             sessions,
             mark: JobId::random().to_string(),
+            watch: Watch::default(),
             folder: tempfile::tempdir().expect("the folder for temporary files can be written"),
         }
     }
@@ -267,6 +270,7 @@ impl<T: Transport> Rig<T> {
             ending: Ending::new(shutdown.clone()),
             ledgers: Ledgers::default(),
             spool,
+            watch: self.watch,
         };
         let budget = Budget {
             restarts: 3,
