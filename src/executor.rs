@@ -82,18 +82,18 @@ const TRIES: usize = 3;
 
 /// Runs the command to its end, and that of everything it started.
 ///
-/// Cancelling `stop` kills all of it at once; a run that was not started yet never is.
+/// [`Stop`] ends it before its time; a run that was not started yet never is then.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future has all of it killed; the outcome is lost.
-pub async fn execute(spawners: &Spawners, run: Run, stop: CancellationToken) -> Outcome {
+pub async fn execute(spawners: &Spawners, run: Run, stop: Stop) -> Outcome {
     let mut tries = 1;
     loop {
         let clock = Clock::start();
         let over = tokio::select! {
             biased;
-            () = stop.cancelled() => return Outcome::without_start(End::Cancelled, clock.elapsed()),
+            () = stop.given() => return Outcome::without_start(End::Cancelled, clock.elapsed()),
             begun = begin(spawners, &run) => match begun {
                 Ok(running) => running.see_through(spawners, &run, &stop, clock).await,
                 Err(reason) => return Outcome::without_start(End::NotStarted(reason), clock.elapsed()),
@@ -104,6 +104,29 @@ pub async fn execute(spawners: &Spawners, run: Run, stop: CancellationToken) -> 
             None if tries < TRIES => tries += 1,
             None => return Outcome::without_start(End::NotStarted(program::no_helper(None)), clock.elapsed()),
         }
+    }
+}
+
+/// What ends a run before its time.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Ends it as its timeout would: `term_signal` to all of it, `kill_grace`, SIGKILL.
+    pub end: CancellationToken,
+    /// Kills all of it at once.
+    pub kill: CancellationToken,
+}
+
+impl Stop {
+    /// Waits until either is cancelled.
+    async fn given(&self) {
+        tokio::select! {
+            () = self.end.cancelled() => {}
+            () = self.kill.cancelled() => {}
+        }
+    }
+
+    fn is_given(&self) -> bool {
+        self.end.is_cancelled() || self.kill.is_cancelled()
     }
 }
 
@@ -159,13 +182,7 @@ async fn begin(spawners: &Spawners, run: &Run) -> Result<Running, NotStarted> {
 impl Running {
     /// Moves bytes until the keeper answers, and has it make an end when one is wanted. `None` when it was not started
     /// and another keeper may start it.
-    async fn see_through(
-        self,
-        spawners: &Spawners,
-        run: &Run,
-        stop: &CancellationToken,
-        clock: Clock,
-    ) -> Option<Outcome> {
+    async fn see_through(self, spawners: &Spawners, run: &Run, stop: &Stop, clock: Clock) -> Option<Outcome> {
         let Self {
             keeper,
             mut streams,
@@ -174,13 +191,13 @@ impl Running {
         let waited = clock.elapsed(); // for a keeper, and for its turn
         let Some(answer) = answer(&keeper, &mut streams, turn, run, stop).await else {
             spawners.discard(keeper).await;
-            return Some(Outcome::of_dead_helper(streams, clock, stop.is_cancelled()));
+            return Some(Outcome::of_dead_helper(streams, clock, stop.is_given()));
         };
         match answer {
             Answer::Unread => None,
             Answer::Died => {
                 within_grace(streams.ended()).await;
-                Some(Outcome::of_dead_helper(streams, clock, stop.is_cancelled()))
+                Some(Outcome::of_dead_helper(streams, clock, stop.is_given()))
             }
             Answer::Failed(failure) => {
                 spawners.give_back(keeper);
@@ -192,7 +209,7 @@ impl Running {
                 // was read.
                 within_grace(streams.ended()).await;
                 // A stop that nobody here asked for: the keeper's spawner was killed.
-                if report.cause == Cause::Stop && !stop.is_cancelled() {
+                if report.cause == Cause::Stop && !stop.is_given() {
                     return Some(Outcome::of_dead_helper(streams, clock, false));
                 }
                 if report.reusable {
@@ -212,7 +229,7 @@ async fn answer(
     streams: &mut Streams,
     turn: OwnedSemaphorePermit,
     run: &Run,
-    stop: &CancellationToken,
+    stop: &Stop,
 ) -> Option<Answer> {
     let by_itself = run
         .timeout
@@ -222,12 +239,17 @@ async fn answer(
         tokio::select! {
             biased;
             answer = keeper.answer() => Some(answer),
-            () = stop.cancelled() => {
+            () = stop.kill.cancelled() => {
                 keeper.kill();
                 timeout(ending::KILL_WAIT.saturating_add(ANSWER_GRACE), keeper.answer()).await.ok()
             }
             () = tokio::time::sleep(by_itself.saturating_add(ANSWER_GRACE)) => None,
         }
+    };
+    let ended = async {
+        stop.end.cancelled().await;
+        keeper.end();
+        std::future::pending().await
     };
     let is_fed = streams.feed_at_once();
     let started = async {
@@ -246,6 +268,7 @@ async fn answer(
         biased;
         answer = answer => answer,
         never = flow => match never {},
+        never = ended => never,
     }
 }
 

@@ -21,10 +21,9 @@ use rustix::fs::{CWD, Mode};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
-use tokio_util::sync::CancellationToken;
 
 use synthex::executor::{
-    CgroupChoice, End, Leftovers, NotStarted, Outcome, Rights, Run, SpawnerOptions, Spawners, Warning, execute,
+    CgroupChoice, End, Leftovers, NotStarted, Outcome, Rights, Run, SpawnerOptions, Spawners, Stop, Warning, execute,
 };
 use synthex::message::{Encoding, EndedBy, FailureKind, Limits, SignalName};
 
@@ -73,7 +72,7 @@ fn spawners() -> Spawners {
 }
 
 async fn outcome(run: Run) -> Outcome {
-    execute(&spawners(), run, CancellationToken::new()).await
+    execute(&spawners(), run, Stop::default()).await
 }
 
 /// Runs what is expected to exit with 0 and gives its stdout.
@@ -247,13 +246,15 @@ struct Announcement {
 impl Announcement {
     /// The command gets the FIFO as its argument.
     fn of(name: &str) -> (Self, Run) {
+        Self::by(fixture(name))
+    }
+
+    /// The command gets the FIFO as its last argument.
+    fn by(mut run: Run) -> (Self, Run) {
         let folder = tempfile::tempdir().unwrap();
         let fifo = folder.path().join("fifo");
         rustix::fs::mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
-        let run = Run {
-            args: vec![fifo.into()],
-            ..fixture(name)
-        };
+        run.args.push(fifo.into());
         (Self { folder }, run)
     }
 
@@ -287,10 +288,10 @@ impl Announcement {
 async fn stop_kills_the_group_at_once() {
     let spawners = spawners();
     let (announced, run) = Announcement::of("announce-and-wait");
-    let stop = CancellationToken::new();
+    let stop = Stop::default();
     let mut running = pin!(execute(&spawners, run, stop.clone()));
     let pids = announced.pids(running.as_mut()).await;
-    stop.cancel();
+    stop.kill.cancel();
     let outcome = running.await;
     assert_eq!(outcome.end, End::Cancelled);
     assert!(outcome.started_at.is_some() && outcome.kill_time.expect("it was killed") < SOON);
@@ -301,17 +302,45 @@ async fn stop_kills_the_group_at_once() {
 async fn stop_cuts_the_grace_short() {
     let spawners = spawners();
     let (announced, run) = Announcement::of("announce-term");
-    let stop = CancellationToken::new();
+    let stop = Stop::default();
     let run = Run {
         timeout: Duration::from_secs(1),
         ..run
     };
     let mut running = pin!(execute(&spawners, run, stop.clone()));
     assert_eq!(announced.line(running.as_mut()).await, "asked to end\n");
-    stop.cancel();
+    stop.kill.cancel();
     let outcome = running.await;
     assert_eq!(outcome.end, timed_out(None, Some(SignalName::KILL)));
     assert!(outcome.duration < SOON);
+}
+
+#[tokio::test]
+async fn an_end_that_is_asked_for_gives_the_grace_of_the_timeout() {
+    let spawners = spawners();
+    for (trap, grace, ended_by) in [
+        ("echo saved; exit 0", SOON, EndedBy::TermSignal),
+        ("echo saved", Duration::from_millis(300), EndedBy::Kill),
+    ] {
+        let script = format!(r#"trap '{trap}' TERM; echo >"$1"; while :; do sleep 60 & wait $!; done"#);
+        let (announced, run) = Announcement::by(run(["bash", "-c", &script, "bash"]));
+        let run = Run {
+            kill_grace: grace,
+            ..run
+        };
+        let stop = Stop::default();
+        let mut running = pin!(execute(&spawners, run, stop.clone()));
+        announced.line(running.as_mut()).await;
+        stop.end.cancel();
+        let outcome = running.await;
+        assert_eq!(
+            (outcome.end, outcome.ended_by),
+            (End::Cancelled, Some(ended_by)),
+            "{trap}"
+        );
+        assert_eq!(outcome.stdout.text, "saved\n");
+        assert!(outcome.kill_time.expect("it was asked to end") < SOON);
+    }
 }
 
 #[tokio::test]
@@ -319,8 +348,8 @@ async fn a_run_stopped_before_its_start_is_never_started() {
     let spawners = spawners();
     let folder = tempfile::tempdir().unwrap();
     let mark = folder.path().join("mark");
-    let stop = CancellationToken::new();
-    stop.cancel();
+    let stop = Stop::default();
+    stop.kill.cancel();
     let outcome = execute(&spawners, run(["touch", mark.to_str().unwrap()]), stop).await;
     assert_eq!((outcome.end, outcome.started_at), (End::Cancelled, None));
     assert!(!mark.exists());
@@ -330,7 +359,7 @@ async fn a_run_stopped_before_its_start_is_never_started() {
 async fn dropping_the_future_leaves_no_process_and_no_zombie() {
     let spawners = spawners();
     let (announced, run) = Announcement::of("announce-and-wait");
-    let mut running = Box::pin(execute(&spawners, run, CancellationToken::new()));
+    let mut running = Box::pin(execute(&spawners, run, Stop::default()));
     let pids = announced.pids(running.as_mut()).await;
     assert!(pids.len() == 2 && pids.iter().all(|&pid| state(pid).is_some()));
     drop(running);
@@ -440,12 +469,12 @@ async fn what_may_be_left_is_left_and_its_keeper_with_it() {
         leftovers: Leftovers::Allow,
         ..fixture("escape")
     };
-    let outcome = execute(&spawners, run, CancellationToken::new()).await;
+    let outcome = execute(&spawners, run, Stop::default()).await;
     assert_eq!((outcome.end, outcome.kill_time), (End::Exited(0), None));
     let escaped = pid(&outcome.stdout.text);
     assert!(state(escaped).is_some());
     // Neither the next command nor the end of the helpers touches it.
-    let next = execute(&spawners, run_next(), CancellationToken::new()).await;
+    let next = execute(&spawners, run_next(), Stop::default()).await;
     assert_eq!(next.end, End::Exited(0));
     drop(spawners);
     assert!(matches!(state(escaped), Some('S' | 'R' | 'D')));

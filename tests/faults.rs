@@ -131,6 +131,7 @@ on_both! {
     orders:
         no_job_starts_before_the_orders_are_read
         a_cancel_ends_what_runs_and_what_waits_for_its_slot
+        a_cancelled_command_has_its_grace
         a_pause_gives_back_what_was_not_started_until_it_is_resumed;
     outbox:
         results_that_are_confirmed_at_once_never_touch_the_disk

@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use synthex::executor::{self, CgroupChoice, End, Leftovers, Outcome, Rights, Run, SpawnerOptions, Spawners};
+use synthex::executor::{self, CgroupChoice, End, Leftovers, Outcome, Rights, Run, SpawnerOptions, Spawners, Stop};
 use synthex::message::{Limits, SignalName};
 use tokio::runtime::{Builder, Runtime};
-use tokio_util::sync::CancellationToken;
 
 use crate::SYNTHEX;
 use crate::processes::Cpu;
@@ -58,7 +57,7 @@ impl Executor {
             rights: Rights::default(),
             max_output: 64 * 1024,
         };
-        executor::execute(&self.spawners, run, CancellationToken::new()).await
+        executor::execute(&self.spawners, run, Stop::default()).await
     }
 }
 

@@ -474,10 +474,19 @@ impl Keeper {
         protocol::send_bytes(self.socket.get_ref(), bytes, descriptors)
     }
 
+    /// Has it end its job as at its timeout.
+    pub(super) fn end(&self) {
+        self.tell(&ToKeeper::End);
+    }
+
     /// Has it kill its job at once.
     pub(super) fn kill(&self) {
-        // One that is gone has killed it.
-        let _ = protocol::send(self.socket.get_ref(), &ToKeeper::Kill, &[]);
+        self.tell(&ToKeeper::Kill);
+    }
+
+    fn tell(&self, wish: &ToKeeper<'_>) {
+        // One that is gone has killed its job.
+        let _ = protocol::send(self.socket.get_ref(), wish, &[]);
     }
 
     /// What became of the command.

@@ -4,7 +4,7 @@
 //!
 //! 1. *Running*, until the command's own process (the leader) exits, the timeout is reached or a stop is asked for. A
 //!    warning is sent on the way, if one was asked for.
-//! 2. *Terminating*, at the timeout only: `term_signal`, then SIGCONT, to the whole tree, as a stopped process sees no
+//! 2. *Terminating*, at the timeout, or when the end is asked for before: `term_signal`, then SIGCONT, to the whole tree, as a stopped process sees no
 //!    signal but SIGKILL; then up to `kill_grace` for all of the tree to be gone (a shell dies at once, the server it
 //!    started needs longer).
 //! 3. *Leaving*, after an exit only: what the leader left running may still be writing (`cmd > >(tee log)`), and has
@@ -38,6 +38,8 @@ pub(super) enum Fact {
     LeaderExited,
     /// No process is left.
     TreeGone,
+    /// The end is wanted, in the time that the timeout would give.
+    EndAsked,
     /// The end is wanted now.
     StopAsked,
     /// Time has passed.
@@ -109,6 +111,7 @@ impl Ending {
         match fact {
             Fact::LeaderExited => self.leader_exited(now),
             Fact::TreeGone => self.over(now, Action::Done),
+            Fact::EndAsked => self.end(now),
             Fact::StopAsked => self.stop(now),
             Fact::Tick => self.tick(now),
         }
@@ -183,6 +186,14 @@ impl Ending {
         }
     }
 
+    fn end(&mut self, now: Instant) -> Action {
+        if self.stage == Stage::Running {
+            self.cause = Cause::Stop;
+            return self.terminate(now);
+        }
+        Action::Wait // its end has begun
+    }
+
     fn stop(&mut self, now: Instant) -> Action {
         match self.stage {
             Stage::Killing { .. } | Stage::Over => return Action::Wait,
@@ -212,12 +223,7 @@ impl Ending {
     fn tick_running(&mut self, now: Instant) -> Action {
         if self.deadline().is_some_and(|deadline| now >= deadline) {
             self.cause = Cause::Timeout;
-            self.kill_started = Some(now);
-            let Some(until) = now.checked_add(self.schedule.kill_grace) else {
-                return self.kill(now);
-            };
-            self.stage = Stage::Terminating { until };
-            return Action::Terminate(self.schedule.term_signal);
+            return self.terminate(now);
         }
         match self.warning() {
             Some((at, signal)) if now >= at => {
@@ -226,6 +232,15 @@ impl Ending {
             }
             _ => Action::Wait,
         }
+    }
+
+    fn terminate(&mut self, now: Instant) -> Action {
+        self.kill_started = Some(now);
+        let Some(until) = now.checked_add(self.schedule.kill_grace) else {
+            return self.kill(now);
+        };
+        self.stage = Stage::Terminating { until };
+        Action::Terminate(self.schedule.term_signal)
     }
 
     fn kill(&mut self, now: Instant) -> Action {
@@ -347,6 +362,41 @@ mod tests {
         let (mut released, start) = ending(Leftovers::Allow);
         assert_eq!(released.on(Fact::LeaderExited, start), Action::Release);
         assert_eq!(released.kill_time(), None);
+    }
+
+    #[test]
+    fn an_end_that_is_asked_for_goes_the_road_of_the_timeout() {
+        let (mut asked, start) = ending(Leftovers::Allow);
+        assert_eq!(
+            asked.on(Fact::EndAsked, start + seconds(1)),
+            Action::Terminate(SignalName::TERM)
+        );
+        assert_eq!(asked.on(Fact::EndAsked, start + seconds(2)), Action::Wait);
+        assert_eq!(asked.due(), Some(start + seconds(3)));
+        assert_eq!(asked.on(Fact::Tick, start + seconds(3)), Action::Kill);
+        asked.on(Fact::LeaderExited, start + seconds(3));
+        assert_eq!(asked.on(Fact::TreeGone, start + seconds(3)), Action::Done);
+        assert_eq!((asked.cause(), asked.ended_by()), (Cause::Stop, EndedBy::Kill));
+        assert_eq!((asked.run_time(), asked.kill_time()), (seconds(1), Some(seconds(2))));
+    }
+
+    #[test]
+    fn an_end_that_is_asked_for_can_be_cut_short_and_rewrites_no_other() {
+        let (mut asked, start) = ending(Leftovers::Kill);
+        asked.on(Fact::EndAsked, start);
+        assert_eq!(asked.on(Fact::StopAsked, start), Action::Kill);
+        assert_eq!(asked.on(Fact::EndAsked, start), Action::Wait, "it does not begin again");
+        assert_eq!(asked.cause(), Cause::Stop);
+
+        let (mut late, start) = ending(Leftovers::Kill);
+        late.on(Fact::Tick, start + seconds(10));
+        assert_eq!(late.on(Fact::EndAsked, start + seconds(10)), Action::Wait);
+        assert_eq!(late.cause(), Cause::Timeout);
+
+        let (mut over, start) = ending(Leftovers::Kill);
+        over.on(Fact::LeaderExited, start);
+        assert_eq!(over.on(Fact::EndAsked, start), Action::Wait);
+        assert_eq!(over.cause(), Cause::Exit);
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub enum End {
     OutOfMemory,
     /// The helper process that held it was killed, and the command was with it.
     HelperDied,
-    /// `stop` was cancelled, before the start or during the run.
+    /// It was stopped, before the start or during the run, whatever the command made of its grace.
     Cancelled,
     /// The command could not be started.
     NotStarted(NotStarted),

@@ -70,6 +70,8 @@ pub(super) enum ToKeeper<'a> {
     Start(Box<Start<'a>>),
     /// A command whose [`Start`] of this many bytes is in the memory file behind its streams.
     StartInFile(u32),
+    /// Ask all of it to end, as at its timeout.
+    End,
     /// Kill all of it now.
     Kill,
 }

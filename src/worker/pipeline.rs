@@ -27,7 +27,7 @@ use super::settle::{self, Conclusion};
 use super::slots::{Slot, Slots};
 use super::{Ending, Holds, Worker};
 use crate::config::Pool;
-use crate::executor::{self, End, Outcome, Run, Spawners};
+use crate::executor::{self, End, Outcome, Run, Spawners, Stop};
 use crate::message::{Envelope, FailureKind, JobId, Output, Status, WorkerInfo};
 use crate::supervise::Shutdown;
 use crate::transport::topology::Names;
@@ -296,12 +296,15 @@ impl<T: Transport> Pipeline<T> {
         let Started { now, ready_at } = started;
         let mut running = Running::start(self, ticket, waited(ticket, ready_at, now));
         let run = self.with_facts(run, ticket, now);
-        let kill = stop.abort_token();
-        let mut run = pin!(executor::execute(&self.spawners, run, kill.clone()));
+        let stop = Stop {
+            end: CancellationToken::new(),
+            kill: stop.abort_token(),
+        };
+        let mut run = pin!(executor::execute(&self.spawners, run, stop.clone()));
         let outcome = tokio::select! {
             outcome = &mut run => outcome,
             _ = job.cancelled() => {
-                kill.cancel();
+                stop.end.cancel();
                 run.await
             }
         };

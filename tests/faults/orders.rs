@@ -1,7 +1,7 @@
 //! What operators have ordered, wherever the jobs are.
 
 use serde_json::json;
-use synthex::message::{Order, Status, now};
+use synthex::message::{EndedBy, Order, Status, now};
 use synthex::transport::Transport;
 use synthex::worker::Holds;
 use synthex::worker::event::Event;
@@ -68,6 +68,35 @@ pub async fn a_cancel_ends_what_runs_and_what_waits_for_its_slot<T: Transport>(r
     rig.nothing_left_of(&stopped).await;
     assert_eq!(stopped.ending.cut(), 0, "a cancelled job is not given back");
     rig.assert_queue_is_empty().await;
+}
+
+pub async fn a_cancelled_command_has_its_grace<T: Transport>(rig: Rig<T>) {
+    let begun = rig.path("begun");
+    let ids = [("obeys", "echo saved; exit 0"), ("ignores", "echo saved")].map(|(id, on_term)| {
+        let script = format!(
+            "trap '{on_term}' TERM; echo {id} >>{}; while :; do sleep 0.02; done",
+            begun.display()
+        );
+        (
+            id.to_owned(),
+            json!({ "script": script, "kill_grace": "500ms" }).to_string(),
+        )
+    });
+    rig.publish_all(ids).await;
+    let orders = Orders::none();
+    let live = rig.work_under(orders.clone(), rig.broker.clone(), rig.pool());
+    rig.wait_for_begun(2).await;
+    cancel(&orders, &["obeys", "ignores"]);
+    let results = rig.wait_for_ends(["obeys", "ignores"].map(str::to_owned)).await;
+    for (id, ended_by) in [("obeys", EndedBy::TermSignal), ("ignores", EndedBy::Kill)] {
+        assert_eq!(ends(&results[id]), [(1, Status::Cancelled)], "{id}");
+        assert_eq!(results[id][0].ended_by, Some(ended_by), "{id}");
+        assert_eq!(results[id][0].stdout.text, "saved\n", "{id} keeps its output");
+    }
+    let stopped = live.stop().await;
+    stopped.assert_clean();
+    rig.nothing_left_of(&stopped).await;
+    assert_eq!(stopped.ending.cut(), 0, "a cancelled job is not given back");
 }
 
 pub async fn a_pause_gives_back_what_was_not_started_until_it_is_resumed<T: Transport>(rig: Rig<T>) {

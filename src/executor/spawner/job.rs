@@ -143,8 +143,9 @@ impl Job<'_> {
                 }
             }
             if ready.message || ready.orphaned {
-                self.cut_off |= ready.orphaned || !self.keeper.read_wish();
-                self.perform(Fact::StopAsked);
+                let wish = if ready.orphaned { None } else { self.keeper.read_wish() };
+                self.cut_off |= wish.is_none();
+                self.perform(wish.unwrap_or(Fact::StopAsked));
             }
             // Also when something else woke it: a job whose children end all the time must not outlive its deadline.
             if self.ending.due().is_some_and(|due| Instant::now() >= due) && self.perform(Fact::Tick) {

@@ -17,6 +17,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::super::cgroup::{Domain, JobGroup};
+use super::super::ending::Fact;
 use super::super::protocol::{self, FromKeeper, MAX_PACKET, MAX_START, Packet, Start, Step, ToKeeper, receive};
 use super::child::{Birth, failed, null};
 use super::job;
@@ -112,7 +113,7 @@ impl Keeper {
 
     fn take(&mut self, bytes: &[u8], descriptors: Vec<OwnedFd>) -> io::Result<After> {
         match protocol::decode(bytes)? {
-            ToKeeper::Kill => Ok(After::Next), // crossed with the end of its job
+            ToKeeper::End | ToKeeper::Kill => Ok(After::Next), // crossed with the end of its job
             ToKeeper::Start(start) => self.job(&start, descriptors),
             ToKeeper::StartInFile(size) => match read_file(size, descriptors) {
                 Ok((bytes, descriptors)) => self.job(&protocol::decode(&bytes)?, descriptors),
@@ -153,10 +154,16 @@ impl Keeper {
         })
     }
 
-    /// Reads what came while a job runs, which can only be the wish that it ends; false when the worker is gone.
-    pub(super) fn read_wish(&self) -> bool {
+    /// Reads what came while a job runs, which can only be a wish that it ends; `None` when the worker is gone.
+    pub(super) fn read_wish(&self) -> Option<Fact> {
         let mut buffer = [0; 64];
-        matches!(receive(&self.socket, &mut buffer), Ok(Packet::Message(..)))
+        let Ok(Packet::Message(count, _)) = receive(&self.socket, &mut buffer) else {
+            return None;
+        };
+        match protocol::decode(&buffer[..count]) {
+            Ok(ToKeeper::End) => Some(Fact::EndAsked),
+            _ => Some(Fact::StopAsked),
+        }
     }
 
     /// Has the next wait tell of children that end from now on.
