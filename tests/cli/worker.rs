@@ -224,6 +224,18 @@ fn refused_usage(args: &[&str]) -> Finished {
 }
 
 #[test]
+fn a_worker_waits_for_a_name_that_nobody_knows_yet() {
+    let (worker, _) = waiting(&["--amqp-url", "amqp://no-such-host.invalid/"]);
+    worker.wait_for_line(|line| {
+        ["no-such-host.invalid:5672", "failed to lookup address", "again"]
+            .iter()
+            .all(|words| line.contains(words))
+    });
+    worker.signal(Signal::TERM);
+    worker.wait().expect_code(0);
+}
+
+#[test]
 fn a_worker_waits_for_its_broker_and_says_so() {
     let bench = Bench::new();
     let url = bench.file("broker.url", format!("{NOBODY}\n"));
