@@ -110,6 +110,7 @@ on_both! {
         dropped_between_result_and_ack_the_job_ends_again_with_a_higher_attempt
         dropped_while_a_redelivery_is_counted_the_job_is_neither_lost_nor_started
         dropped_before_a_dead_letter_has_arrived_it_arrives_later
+        dropped_between_retry_and_ack_both_go_on_from_the_same_attempt
         sessions_lost_while_jobs_run_and_wait_run_none_of_them_twice
         sessions_lost_before_a_result_has_arrived_lose_neither_it_nor_the_job
         sessions_lost_between_result_and_ack_run_no_job_again

@@ -97,6 +97,23 @@ pub async fn dropped_before_a_dead_letter_has_arrived_it_arrives_later<T: Transp
     assert_eq!(rig.dead_letters().await, ["job"]);
 }
 
+/// The retry is in its queue and the job comes again: two messages, of which each is counted from what it says itself.
+pub async fn dropped_between_retry_and_ack_both_go_on_from_the_same_attempt<T: Transport>(rig: Rig<T>) {
+    let (transport, gate) = (Faulty::new(rig.broker.clone()), Gate::default());
+    transport.on_ack(1..=1, AckFault::Hangs(gate.clone()));
+    let retry = json!({ "max_attempts": 2, "initial": "1ms", "max": "1ms" });
+    rig.publish("job", &json!({ "command": ["false"], "retry": retry }))
+        .await;
+    let live = rig.work(transport, rig.pool());
+    gate.reached().await;
+    rig.nothing_left_of(&live.drop_now().await).await;
+    // A redelivery is no run, so what was counted is run twice.
+    assert_eq!(
+        rig.finish(4).await["job"],
+        [(1, Failed), (2, Failed), (2, Failed), (3, Failed)]
+    );
+}
+
 pub async fn sessions_lost_while_jobs_run_and_wait_run_none_of_them_twice<T: Transport>(rig: Rig<T>) {
     for id in ["job-1", "job-2", "job-3", "job-4"] {
         rig.publish(id, &rig.gated("gate")).await;
