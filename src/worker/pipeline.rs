@@ -334,6 +334,8 @@ impl<T: Transport> Pipeline<T> {
             job_id: Some(ticket.job_id.clone()),
             was_running: true,
         });
+        // Given back while there is a consumer, it would come here again.
+        let _ = tokio::time::timeout(LAST_COMES_WITHIN, self.last_came.cancelled()).await;
         settled(held.give_back().await);
     }
 
@@ -413,6 +415,9 @@ pub(super) struct Taken {
 
 /// Redeliveries from which a job runs alone: its third attempt, if the first two ended with their workers.
 const ALONE_FROM: u32 = 2;
+
+/// How long a job that was cut waits for its consumer to be gone: less than its task has once all has to stop.
+const LAST_COMES_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a job gets no turn.
 enum PutOff {
