@@ -6,6 +6,7 @@
 mod broker_args;
 mod cancel;
 mod cgroup_args;
+mod completions;
 mod config;
 mod dead;
 mod drain;
@@ -14,6 +15,7 @@ pub mod exit;
 mod job_args;
 mod lines;
 mod logging;
+mod man;
 mod operator;
 mod outbox_args;
 mod pause;
@@ -81,6 +83,8 @@ enum Command {
     /// Check and show pool files, declare a pool's queues
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
 }
 
 impl Command {
@@ -166,6 +170,8 @@ fn execute(command: Command) -> Result<Exit, Failure> {
         Command::Dead(command) => runtime.block_on(dead::run(command)),
         Command::Schema(args) => runtime.block_on(schema::run(&args)),
         Command::Config(command) => runtime.block_on(config::run(command)),
+        Command::Completions(args) => runtime.block_on(completions::run(&args)),
+        Command::Man(args) => runtime.block_on(man::run(&args)),
     };
     runtime.shutdown_timeout(RUNTIME_GOODBYE);
     exit

@@ -21,6 +21,8 @@ mod config;
 mod help;
 #[path = "cli/interrupted.rs"]
 mod interrupted;
+#[path = "cli/manual.rs"]
+mod manual;
 #[path = "cli/run_command.rs"]
 mod run_command;
 #[path = "cli/run_files.rs"]

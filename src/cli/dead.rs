@@ -48,7 +48,7 @@ pub(super) struct ListArgs {
     /// Only jobs of this pool
     #[arg(long, value_name = "POOL")]
     pool: Option<String>,
-    /// Only letters with this reason: failed, rejected, lost, unroutable, delivery_limit, …
+    /// Only letters with this reason: failed, rejected, lost, unroutable, delivery_limit or another
     #[arg(long, value_name = "REASON")]
     reason: Option<String>,
     /// At most so many, the first

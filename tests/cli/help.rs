@@ -2,8 +2,20 @@
 
 use crate::support::cli::{Cli, Finished};
 
-const SUBCOMMANDS: [&str; 11] = [
-    "run", "worker", "submit", "cancel", "pause", "resume", "drain", "workers", "dead", "schema", "config",
+const SUBCOMMANDS: [&str; 13] = [
+    "run",
+    "worker",
+    "submit",
+    "cancel",
+    "pause",
+    "resume",
+    "drain",
+    "workers",
+    "dead",
+    "schema",
+    "config",
+    "completions",
+    "man",
 ];
 
 fn help(args: &[&str]) -> String {
@@ -50,7 +62,7 @@ fn help_names_every_exit_code_on_a_line_of_its_own() {
 }
 
 /// What nobody can guess from the names of the flags, by command.
-const TELLS: [(&[&str], &[&str]); 18] = [
+const TELLS: [(&[&str], &[&str]); 20] = [
     (
         &["run"],
         &["one job a line", "synthex schema job", "your environment", "-- <CMD>"],
@@ -106,6 +118,8 @@ const TELLS: [(&[&str], &[&str]); 18] = [
     (&["config", "check"], &["POOL.toml"]),
     (&["config", "show"], &["--json", "--slots", "--prefetch"]),
     (&["config", "apply"], &["--amqp-url", "--namespace"]),
+    (&["completions"], &["bash", "zsh", "fish", "bash-completion"]),
+    (&["man"], &["[DIR]", "man -l -"]),
 ];
 
 #[test]
