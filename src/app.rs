@@ -6,6 +6,7 @@
 
 pub mod local;
 mod outbox;
+mod service_manager;
 mod signals;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::config::Pool;
 use crate::control::{Board, BoardPool, Control};
 use crate::executor::SpawnerOptions;
 pub use outbox::{OutboxChoice, OutboxOptions};
+pub use service_manager::ServiceManagerOptions;
 
 pub use crate::executor::{CgroupChoice, Spawners, StartError as SpawnersError};
 use crate::flow::channel::Channels;
@@ -31,6 +33,7 @@ use crate::worker::log::EventLog;
 use crate::worker::orders::Orders;
 use crate::worker::spool::SpoolError;
 use crate::worker::{Ending, Holds, Identity, Ledgers, Watch, Worker};
+use service_manager::ServiceManager;
 use signals::Signals;
 
 /// Restarts that are still a stumble; more in that time are a fall.
@@ -63,6 +66,8 @@ pub struct ServeOptions {
     pub metrics_addr: Option<String>,
     /// Where results wait on disk while the broker is away.
     pub outbox: OutboxOptions,
+    /// Who started the worker and wants to hear how it is; `None` for nobody.
+    pub service_manager: Option<ServiceManagerOptions>,
 }
 
 /// How a worker ended.
@@ -99,7 +104,7 @@ pub enum StartError {
 /// [`StartError`], before any job was taken.
 pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
     let shutdown = Shutdown::new();
-    let parts = Parts::new(&options.pools, options.spawners)?;
+    let parts = Parts::new(&options.pools, options.spawners, options.service_manager)?;
     let listener = parts.bind(options.metrics_addr.as_deref()).await?;
     let destination = outbox::Destination::new(&options.namespace, &options.addresses);
     let mut config = AmqpConfig::new(options.access);
@@ -131,6 +136,7 @@ pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
 struct Parts {
     signals: Signals,
     spawners: Spawners,
+    service_manager: Option<Arc<ServiceManager>>,
     metrics: Metrics,
     health: Health,
     board: Board,
@@ -140,21 +146,30 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(pools: &[Pool], spawners: Spawners) -> Result<Self, StartError> {
+    fn new(
+        pools: &[Pool],
+        spawners: Spawners,
+        service_manager: Option<ServiceManagerOptions>,
+    ) -> Result<Self, StartError> {
         let (channels, tasks) = (Channels::default(), TaskAccounts::default());
         let infos: Vec<PoolInfo> = pools.iter().map(info).collect();
         let metrics = Metrics::new(&infos, channels.clone(), tasks.clone())?;
         let health = Health::new(&infos);
         let board = Board::new(pools.iter().map(board_pool));
-        let observer = Arc::new(Observers(vec![
+        let mut observers: Vec<Arc<dyn Observer>> = vec![
             Arc::new(metrics.clone()),
             Arc::new(health.clone()),
             Arc::new(board.clone()),
             Arc::new(EventLog),
-        ]));
+        ];
+        let service_manager = service_manager.and_then(|options| ServiceManager::find(options, health.clone()));
+        // After what it reads, the health.
+        observers.extend(service_manager.clone().map(|manager| manager as Arc<dyn Observer>));
+        let observer = Arc::new(Observers(observers));
         Ok(Self {
             signals: Signals::new().map_err(StartError::Signals)?,
             spawners,
+            service_manager,
             metrics,
             health,
             board,
@@ -201,6 +216,9 @@ impl Parts {
     ) -> Supervisor {
         let mut tree = Supervisor::new("worker", Strategy::OneForOne, RESTARTS, self.tasks.clone());
         tree = tree.child(signals::child(self.signals, shutdown.clone(), self.observer.clone()));
+        if let Some(manager) = self.service_manager {
+            tree = tree.child(service_manager::child(manager, shutdown.clone(), longest_stop(&pools)));
+        }
         tree = tree.child(spawners_child(self.spawners));
         if let Some(listener) = listener {
             tree = tree.child(metrics_server(listener, self.metrics, self.health));
@@ -237,6 +255,11 @@ fn metrics_server(listener: TcpListener, metrics: Metrics, health: Health) -> Ch
         let (listener, metrics, health) = (listener.clone(), metrics.clone(), health.clone());
         async move { Ok(metrics::serve(listener, metrics, health, shutdown).await?) }
     })
+}
+
+/// The `stop_grace` of the pool that has the longest.
+fn longest_stop(pools: &[Pool]) -> Duration {
+    pools.iter().map(|pool| pool.stop_grace).max().unwrap_or_default()
 }
 
 fn info(pool: &Pool) -> PoolInfo {

@@ -122,7 +122,7 @@ pub async fn run(
         unflushed: false,
         flushed: Instant::now(),
     };
-    let parts = Parts::new(std::slice::from_ref(&pool), spawners)?;
+    let parts = Parts::new(std::slice::from_ref(&pool), spawners, None)?;
     let listener = parts.bind(metrics_addr).await?;
     let worker = parts.worker(broker, NAMESPACE, Orders::none(), &shutdown);
     let tree = parts.tree(&worker, Vec::new(), vec![pool], listener, &shutdown);

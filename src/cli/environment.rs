@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::app::ServiceManagerOptions;
 
 /// The caller's environment, for commands that run as if the caller had started them. What is not UTF-8 is left out, and
 /// so are our own settings: the broker's address holds a password.
@@ -42,6 +45,26 @@ fn state_folder_of(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) -
     state.map(|state| state.join("synthex"))
 }
 
+/// Where the service manager that started this process wants to hear how it is (`sd_notify(3)`), and how often
+/// (`sd_watchdog_enabled(3)`). `None` without one.
+pub(super) fn service_manager() -> Option<ServiceManagerOptions> {
+    #[expect(clippy::disallowed_methods, reason = "this file owns the environment")]
+    let variable = |name: &str| std::env::var_os(name);
+    service_manager_of(variable, std::process::id())
+}
+
+fn service_manager_of(variable: impl Fn(&str) -> Option<OsString>, own: u32) -> Option<ServiceManagerOptions> {
+    let number = |name| variable(name)?.to_str()?.parse::<u64>().ok();
+    // A watchdog that was set for another process is none of ours.
+    let is_ours = variable("WATCHDOG_PID").is_none() || number("WATCHDOG_PID") == Some(own.into());
+    Some(ServiceManagerOptions {
+        socket: variable("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())?,
+        watchdog: number("WATCHDOG_USEC")
+            .filter(|microseconds| is_ours && *microseconds > 0)
+            .map(Duration::from_micros),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +94,25 @@ mod tests {
         );
         assert_eq!(of(&[home, ("XDG_STATE_HOME", "relative")], true), "/var/lib/synthex");
         assert_eq!(of(&[], false), "");
+    }
+
+    #[test]
+    fn a_watchdog_is_ours_if_it_is_set_for_this_process() {
+        let of = |pid: Option<&str>, usec: Option<&str>| {
+            let value = |name: &str| match name {
+                "NOTIFY_SOCKET" => Some("/run/notify".into()),
+                "WATCHDOG_PID" => pid.map(Into::into),
+                "WATCHDOG_USEC" => usec.map(Into::into),
+                _ => None,
+            };
+            service_manager_of(value, 7).unwrap().watchdog
+        };
+        let second = Some(Duration::from_secs(1));
+        assert_eq!(of(Some("7"), Some("1000000")), second);
+        assert_eq!(of(None, Some("1000000")), second);
+        assert_eq!(of(Some("8"), Some("1000000")), None);
+        assert_eq!(of(Some("7"), Some("0")), None);
+        assert_eq!(of(Some("7"), None), None);
+        assert!(service_manager_of(|_| None, 7).is_none());
     }
 }

@@ -8,7 +8,7 @@ use super::broker_args::{BrokerArgs, broker_failure};
 use super::cgroup_args::CgroupArgs;
 use super::exit::{Exit, Failure};
 use super::outbox_args::OutboxArgs;
-use super::print;
+use super::{environment, print};
 use crate::app::{self, Ended, ServeOptions, Spawners, StartError};
 use crate::config::{self, ConfigErrors, Loaded, Overrides};
 
@@ -62,6 +62,7 @@ pub(super) async fn run(args: WorkerArgs, spawners: Spawners) -> Result<Exit, Fa
         namespace: args.broker.namespace,
         metrics_addr: metrics_addr(&args.metrics_addr).map(str::to_owned),
         outbox: args.outbox.options(),
+        service_manager: environment::service_manager(),
     };
     conclude(&app::serve(options).await.map_err(|error| start_failure(&error))?)
 }

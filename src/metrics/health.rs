@@ -58,6 +58,14 @@ impl Health {
         draining.into_iter().chain(consumers).collect()
     }
 
+    /// Says whether every pool takes jobs, or takes none because it was told so: what a start has to come to.
+    #[must_use]
+    pub fn has_started(&self) -> bool {
+        let state = self.lock();
+        let has_started = |consumer| matches!(consumer, &Consumer::Live | &Consumer::Held(_));
+        state.consumers.values().all(has_started)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,11 +134,14 @@ mod tests {
         let batch = "pool batch: does not consume yet";
         let web = "pool web: does not consume yet";
         assert_eq!(health.obstacles(), [batch, web]);
+        assert!(!health.has_started());
 
         health.on(&consuming("web"));
         assert_eq!(health.obstacles(), [batch]);
+        assert!(!health.has_started());
         health.on(&consuming("batch"));
         assert!(health.obstacles().is_empty());
+        assert!(health.has_started());
     }
 
     #[test]
