@@ -1,5 +1,12 @@
-//! The shape of the code, held by tests: which module may know which, and where a package is at home.
-#![allow(clippy::unwrap_used)] // a file that cannot be read is a failed test
+//! The shape of the code, held by tests: which module may know which, and where a package is at home. Which packages may
+//! come in at all is `dependencies`.
+#![allow(
+    clippy::unwrap_used,       // a file that cannot be read is a failed test
+    clippy::disallowed_methods // CARGO, which cargo sets
+)]
+
+#[path = "architecture/dependencies.rs"]
+mod dependencies;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
