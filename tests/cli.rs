@@ -23,6 +23,8 @@ mod help;
 mod interrupted;
 #[path = "cli/manual.rs"]
 mod manual;
+#[path = "cli/package.rs"]
+mod package;
 #[path = "cli/run_command.rs"]
 mod run_command;
 #[path = "cli/run_files.rs"]
