@@ -1,5 +1,5 @@
 //! The shape of the code, held by tests: which module may know which, and where a package is at home. Which packages may
-//! come in at all is `dependencies`.
+//! come in at all is `dependencies`; what operators are told of numbers is `operations`.
 #![allow(
     clippy::unwrap_used,       // a file that cannot be read is a failed test
     clippy::disallowed_methods // CARGO, which cargo sets
@@ -7,6 +7,8 @@
 
 #[path = "architecture/dependencies.rs"]
 mod dependencies;
+#[path = "architecture/operations.rs"]
+mod operations;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -169,6 +169,7 @@ fn the_debian_package_is_built_installed_and_purged() {
         assert!(fs::read_to_string(root.at(file)).unwrap().contains("workers"), "{file}");
     }
     assert!(is_gzip(&root.at("usr/share/man/man1/synthex-worker.1.gz")));
+    assert!(root.at("usr/share/doc/synthex/docs/operations.md").exists());
     assert_eq!(
         root.mode("etc/synthex/amqp-url"),
         0o600,
