@@ -8,6 +8,7 @@
 //!
 //! - `file` is a pool file as serde and the schema see it; `keys` is the same for people: what belongs where.
 //! - `document` takes a text apart into settings; `check` judges one setting alone.
+//! - `allow` is what a restricted pool runs.
 //! - `account` finds the numbers of the user and the group that commands run as.
 //! - `draft` lays defaults, file and flags over each other, judges what belongs together, and makes the [`Pool`].
 //!
@@ -17,6 +18,7 @@
 //! Not here: which files to load, the broker's address, and what a pool makes of a job.
 
 mod account;
+mod allow;
 mod check;
 mod document;
 mod draft;
@@ -37,6 +39,7 @@ use crate::message::{Limits, SignalName, Status};
 use crate::transport::topology::Declare;
 use draft::Draft;
 
+pub use allow::Allowed;
 pub use file::PoolFile;
 pub use schema::schema;
 
@@ -54,6 +57,8 @@ pub struct Pool {
     pub prefetch: u16,
     /// The command that gets each body on its stdin; never empty. `None`: bodies are jobs.
     pub handler: Option<Vec<String>>,
+    /// The commands that it runs at all, of jobs that set neither `script`, `env`, `cwd` nor `limits`; `None`: all.
+    pub allowed: Option<Arc<Allowed>>,
     /// Whether to declare the topology or to take what is there.
     pub declare: Declare,
     /// Deliveries without an end of their run before a job is given up as lost, from 1.
@@ -103,6 +108,8 @@ pub struct Retry {
     pub statuses: Option<Vec<Status>>,
     /// Exit codes, 0 to 255, to retry after.
     pub exit_codes: Option<Vec<i32>>,
+    /// Exit codes, 1 to 255, after which a job is not run again but dead-lettered at once.
+    pub dead_letter_exit_codes: Vec<i32>,
 }
 
 /// What is kept and published of a command's output.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde_path_to_error::Segment;
 use toml::{Table, Value};
 
+use super::allow::{Allowed, GLOB, Wrong};
 use super::file::{MAX_SLOTS, PoolFile};
 use super::keys::{self, ENV, Key, KeyPath, TABLE};
 use crate::message::Job;
@@ -49,9 +50,10 @@ pub(super) fn check(path: &KeyPath, value: &Value) -> Result<(), Problem> {
     if !is_in_range(&file) {
         return Err(wrong_type(key, path, value, None));
     }
-    if let Some(index) = wrong_path(&file) {
+    if let Some(index) = wrong_path(&file).or_else(|| wrong_code(&file)) {
         return Err(wrong_type(key, path, value, Some(index)));
     }
+    check_rules(key, path, value, &file)?;
     check_as_job(path, file)
 }
 
@@ -154,6 +156,28 @@ fn wrong_path(file: &PoolFile) -> Option<usize> {
     file.writable.iter().flatten().position(is_wrong)
 }
 
+/// Finds the first exit code that no command can fail with.
+fn wrong_code(file: &PoolFile) -> Option<usize> {
+    let mut codes = file.dead_letter_exit_codes.iter().flatten();
+    codes.position(|code| !(1..=255).contains(code))
+}
+
+/// Checks a rule of what a restricted pool runs.
+fn check_rules(key: &Key, path: &KeyPath, value: &Value, file: &PoolFile) -> Result<(), Problem> {
+    let Some(rules) = &file.allow else { return Ok(()) };
+    Allowed::read(rules).map(drop).map_err(|wrong| match wrong {
+        Wrong::Glob => Problem {
+            key: path.to_string(),
+            message: format!("expected as its name {GLOB}, got {}", quoted(&path.name)),
+        },
+        Wrong::Pattern(index, why) => {
+            let Problem { key, message } = wrong_type(key, path, value, Some(index));
+            let message = format!("{message} ({why})");
+            Problem { key, message }
+        }
+    })
+}
+
 /// A dot would split the routing key of results, `<pool>.<status>`.
 fn is_pool_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
@@ -215,8 +239,9 @@ mod tests {
     #[test]
     fn every_array_names_the_element_and_what_it_has_to_be() {
         for key in keys::KEYS.iter().filter(|key| !key.each.is_empty()) {
-            let expected = format!("{}[0]: expected {}, got 1979-05-27", key.path, key.each);
-            assert_eq!(verdict(key.path, "[1979-05-27]"), expected);
+            let place = key.path.replace('*', "NAME");
+            let expected = format!("{place}[0]: expected {}, got 1979-05-27", key.each);
+            assert_eq!(verdict(&place, "[1979-05-27]"), expected);
         }
         let second = verdict("retry.statuses", r#"["failed", "failing"]"#);
         assert!(

@@ -5,15 +5,17 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use toml::Value as Toml;
 
 use super::account::{Accounts, Machine, Wanted, resolve};
+use super::allow::Allowed;
 use super::check::{Problem, assemble, check, read, read_umask};
 use super::document::{self, Document, Fault};
 use super::file::{MAX_SLOTS, PoolFile};
-use super::keys::{ENV, KEYS, KeyPath};
+use super::keys::{ALLOW, ENV, KEYS, KeyPath};
 use super::{ConfigError, ConfigErrors, DEFAULT_POOL, Loaded, Origin, Output, Overrides, Pool, Retry, Value};
 use crate::executor::{Rights, UserIds};
 use crate::flow::retry::Schedule;
@@ -134,6 +136,7 @@ impl Draft {
         if !self.incomplete {
             self.check_order();
             self.check_writable();
+            self.check_restricted();
         }
     }
 
@@ -195,6 +198,30 @@ impl Draft {
             };
             self.refuse(self.source.clone(), problem);
         }
+    }
+
+    /// What a pool allows must never be ignored, and one that allows nothing is nobody's wish.
+    fn check_restricted(&mut self) {
+        let setting = |key| self.settings.get(&KeyPath::of(key)).map(|setting| &setting.value);
+        let Some(restricted) = setting("restricted").and_then(Toml::as_bool) else {
+            return;
+        };
+        let has_rules = self.settings.keys().any(|key| key.section() == ALLOW);
+        let has_bad_rules = self.errors.iter().any(|error| error.key.starts_with(ALLOW));
+        let (key, message) = if has_rules && !restricted {
+            ("restricted", "expected true, which [allow] needs, got false")
+        } else if restricted && !has_rules && !has_bad_rules {
+            (ALLOW, "expected the programs that a restricted pool runs, got none")
+        } else if restricted && setting("handler").is_some() {
+            (
+                "handler",
+                "expected none in a pool that is restricted, as its messages are jobs",
+            )
+        } else {
+            return;
+        };
+        let (key, message) = (key.to_owned(), message.to_owned());
+        self.refuse(self.source.clone(), Problem { key, message });
     }
 
     /// Returns the pool's name, unless it is unknown whether that is the one the file gives.
@@ -321,6 +348,7 @@ fn pool(file: PoolFile, user: Option<UserIds>) -> Option<Pool> {
         slots: file.slots?.into(),
         prefetch: file.prefetch?.get(),
         handler: file.handler,
+        allowed: allowed(file.restricted?, file.allow),
         declare: file.declare?,
         delivery_limit: file.delivery_limit?.get(),
         max_job_bytes: file.max_job_bytes?.get(),
@@ -336,7 +364,7 @@ fn pool(file: PoolFile, user: Option<UserIds>) -> Option<Pool> {
         shell: file.shell?,
         cwd: file.cwd,
         env: file.env?.into(),
-        retry: retry(file.retry?)?,
+        retry: retry(file.retry?, file.dead_letter_exit_codes)?,
         limits: file.limits.unwrap_or_default(),
         output: output(file.output?)?,
     })
@@ -351,7 +379,12 @@ fn rights(file: &PoolFile, user: Option<UserIds>) -> Option<Rights> {
     })
 }
 
-fn retry(policy: RetryPolicy) -> Option<Retry> {
+fn allowed(restricted: bool, rules: Option<BTreeMap<String, Vec<String>>>) -> Option<Arc<Allowed>> {
+    let allowed = || Allowed::read(&rules.unwrap_or_default()).expect("each rule was checked alone");
+    restricted.then(|| Arc::new(allowed()))
+}
+
+fn retry(policy: RetryPolicy, dead_letter_exit_codes: Option<Vec<i32>>) -> Option<Retry> {
     Some(Retry {
         max_attempts: policy.max_attempts?,
         schedule: Schedule {
@@ -361,6 +394,7 @@ fn retry(policy: RetryPolicy) -> Option<Retry> {
         },
         statuses: policy.statuses,
         exit_codes: policy.exit_codes,
+        dead_letter_exit_codes: dead_letter_exit_codes.unwrap_or_default(),
     })
 }
 
@@ -467,6 +501,42 @@ mod tests {
     }
 
     #[test]
+    fn what_a_restricted_pool_allows_is_never_ignored() {
+        let rule = "[allow]\n'/bin/echo' = ['[a-z]+']\n";
+        let allowed = |text: String| finished(text.as_bytes()).unwrap().pool.allowed;
+        let restricted = allowed(format!("restricted = true\n{rule}")).unwrap();
+        assert!(restricted.check("/bin/echo", &["hi".to_owned()]).is_ok());
+        assert!(restricted.check("/bin/echo", &["HI".to_owned()]).is_err());
+        assert!(allowed(String::new()).is_none());
+        for (text, error) in [
+            (
+                rule.to_owned(),
+                "x.toml: restricted: expected true, which [allow] needs, got false",
+            ),
+            (
+                "restricted = true\n[allow]\n".to_owned(),
+                "x.toml: allow: expected the programs that a restricted pool runs, got none",
+            ),
+            (
+                format!("restricted = true\nhandler = ['cat']\n{rule}"),
+                "x.toml: handler: expected none in a pool that is restricted, as its messages are jobs",
+            ),
+            (
+                "restricted = true\nallow.echo = []\n".to_owned(),
+                "x.toml: allow.echo: expected as its name the full path of a program, in which * and ? may stand for \
+                 characters of one part, got \"echo\"",
+            ),
+            (
+                "restricted = true\nallow.'/bin/echo' = ['a', '(']\n".to_owned(),
+                "x.toml: allow.\"/bin/echo\"[1]: expected a regular expression for a whole argument, got \"(\" (unclosed \
+                 group)",
+            ),
+        ] {
+            assert_eq!(errors_of(0, &text), [error]);
+        }
+    }
+
+    #[test]
     fn every_example_in_the_reference_is_valid() {
         let is_key = |c: char| c.is_ascii_alphabetic() || c == '_';
         let uncommented = DEFAULT_POOL.lines().map(|line| match line.strip_prefix("# ") {
@@ -475,7 +545,7 @@ mod tests {
         });
         let text = uncommented.collect::<Vec<_>>().join("\n");
         let loaded = finished(text.as_bytes()).unwrap();
-        assert_eq!(loaded.values.len(), KEYS.len() + 1, "all keys, of env two");
+        assert_eq!(loaded.values.len(), KEYS.len(), "all keys, of env two, of allow none");
     }
 
     /// What is expected of a file is that it loads or that its errors say something, whatever it holds.

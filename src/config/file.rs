@@ -42,6 +42,10 @@ pub struct PoolFile {
     /// messages are jobs.
     #[schemars(length(min = 1), inner(regex(pattern = NO_NUL)), extend("prefixItems" = program()))]
     pub handler: Option<Vec<String>>,
+    /// The exit codes with which a command says that it is no use to run its job again: the job is dead-lettered at once.
+    /// Default: none.
+    #[schemars(inner(range(min = 1, max = 255)))]
+    pub dead_letter_exit_codes: Option<Vec<i32>>,
     /// Whether the worker declares queues and exchanges that are missing, or only checks that they are there.
     #[serde(default, deserialize_with = "declare")]
     #[schemars(with = "Option<DeclareWord>")]
@@ -75,6 +79,9 @@ pub struct PoolFile {
     /// What runs a job's `script`, program first; the script is added as the last argument, and nothing stands between.
     #[schemars(length(min = 1), inner(regex(pattern = NO_NUL)), extend("prefixItems" = program()))]
     pub shell: Option<Vec<String>>,
+    /// Whether only the programs of `allow` are run, as the pool's file says: a job may set neither `script`, `env`,
+    /// `cwd` nor `limits`. Not together with `handler`.
+    pub restricted: Option<bool>,
     /// The working directory of commands, an absolute path. Default: the worker's own.
     #[schemars(regex(pattern = r"^/[^\x00]*$"))]
     pub cwd: Option<PathBuf>,
@@ -98,6 +105,11 @@ pub struct PoolFile {
     /// Environment variables of commands, added to the defaults one by one; nothing of the worker's own gets in.
     #[schemars(inner(regex(pattern = NO_NUL)), extend("propertyNames" = { "pattern": r"^[^=\x00]+$" }))]
     pub env: Option<BTreeMap<String, String>>,
+    /// What a restricted pool runs: by the full path of a program, in which `*` and `?` stand for characters of one part,
+    /// regular expressions, one of which each argument has to match as a whole; none: it takes no arguments. Needs
+    /// `restricted`.
+    #[schemars(extend("propertyNames" = { "pattern": r"^/[^\x00]+$" }))]
+    pub allow: Option<BTreeMap<String, Vec<String>>>,
     /// When a job runs again after a failure that may pass.
     pub retry: Option<RetryPolicy>,
     /// What a command and everything it starts may use.

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use super::allow;
+
 /// A key as it stands in a file: a name, in a section or above all of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct KeyPath {
@@ -24,8 +26,10 @@ pub(super) struct Key {
 
 /// The section whose keys are the operator's own, and whose values may be secrets.
 pub(super) const ENV: &str = "env";
+/// The section whose keys are programs.
+pub(super) const ALLOW: &str = "allow";
 /// The tables of a pool file.
-pub(super) const SECTIONS: [&str; 4] = [ENV, "retry", "limits", "output"];
+pub(super) const SECTIONS: [&str; 5] = [ENV, ALLOW, "retry", "limits", "output"];
 /// What belongs at a section's name.
 pub(super) const TABLE: &str = "a table";
 
@@ -40,11 +44,16 @@ const STATUS: &str = "one of succeeded, failed, signaled, timed_out, out_of_memo
                       rejected, lost";
 
 /// All keys, in the order of `workers/default.toml`.
-pub(super) const KEYS: [Key; 36] = [
+pub(super) const KEYS: [Key; 39] = [
     value("pool", r#"1 to 64 letters, digits, "_" and "-" of ASCII"#),
     value("slots", "a whole number from 1 to 10000"),
     value("prefetch", "a whole number from 1 to 65535"),
     array("handler", COMMAND, "a string"),
+    array(
+        "dead_letter_exit_codes",
+        "an array of exit codes",
+        "an exit code from 1 to 255",
+    ),
     value("declare", r#""active" or "passive""#),
     value("delivery_limit", FROM_ONE_U32),
     value("max_job_bytes", SIZE),
@@ -57,6 +66,7 @@ pub(super) const KEYS: [Key; 36] = [
     value("warn_signal", SIGNAL),
     value("leftovers", r#""kill" or "allow""#),
     array("shell", COMMAND, "a string"),
+    value("restricted", BOOL),
     value("cwd", "an absolute path"),
     value("user", "the name or number of a user, as a text"),
     value("group", "the name or number of a group, as a text"),
@@ -64,6 +74,7 @@ pub(super) const KEYS: [Key; 36] = [
     value("no_new_privs", BOOL),
     array("writable", "an array of absolute paths", "an absolute path"),
     value("env.*", "a string"),
+    array("allow.*", "an array of regular expressions", allow::PATTERN),
     value("retry.max_attempts", FROM_ONE_U32),
     value("retry.initial", DURATION),
     value("retry.max", DURATION),
@@ -254,7 +265,7 @@ mod tests {
             "{top}"
         );
         assert!(
-            top.ends_with(", no_new_privs, writable, env, retry, limits, output"),
+            top.ends_with(", no_new_privs, writable, env, allow, retry, limits, output"),
             "{top}"
         );
     }

@@ -7,7 +7,7 @@ use schemars::transform::transform_subschemas;
 use serde_json::Value;
 use toml::Table;
 
-use super::keys::ENV;
+use super::keys::{ALLOW, ENV};
 use super::{DEFAULT_POOL, PoolFile};
 use crate::message::schema::without_null;
 
@@ -28,7 +28,7 @@ pub fn schema() -> Value {
         .expect("workers/default.toml is compiled in, and tested");
     for (name, value) in defaults {
         match value {
-            toml::Value::Table(section) if name != ENV => {
+            toml::Value::Table(section) if ![ENV, ALLOW].contains(&&*name) => {
                 let properties = section_properties(&schema, &name);
                 section
                     .into_iter()
@@ -84,7 +84,7 @@ mod tests {
                 .collect()
         };
         let keys = names(&schema["properties"]).into_iter().flat_map(|name| match &**name {
-            ENV => vec!["env.*".to_owned()],
+            ENV | ALLOW => vec![format!("{name}.*")],
             section if SECTIONS.contains(&section) => in_section(name),
             _ => vec![name.clone()],
         });
@@ -147,6 +147,9 @@ mod tests {
             &fs::read_to_string("tests/fixtures/pools/render.toml").unwrap()
         ));
         assert!(is_valid(""));
+        assert!(is_valid(
+            "restricted = true\ndead_letter_exit_codes = [3, 255]\nallow.'/opt/*' = []\nallow.'/bin/a' = ['b|c']"
+        ));
         assert!(is_valid("user = 'render'\ngroup = '44'\numask = '0022'\nwritable = []"));
     }
 
@@ -159,6 +162,12 @@ mod tests {
             "prefetch = 65536",
             "handler = []",
             "shell = ['']",
+            "dead_letter_exit_codes = [0]",
+            "dead_letter_exit_codes = [256]",
+            "restricted = 'yes'",
+            "allow = ['/bin/echo']",
+            "allow.echo = []",
+            "allow.'/bin/echo' = 'x'",
             "declare = 'maybe'",
             "delivery_limit = 0",
             "timeout = 'soon'",

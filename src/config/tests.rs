@@ -274,6 +274,7 @@ fn the_retry_of_a_file_reaches_the_pool() {
         },
         statuses: Some(vec![Status::Failed, Status::Signaled]),
         exit_codes: Some(vec![75]),
+        dead_letter_exit_codes: vec![3, 5],
     };
     assert_eq!(render().retry, expected);
 }
@@ -366,17 +367,17 @@ fn values_come_in_the_order_of_the_reference() {
         .map(|value| &*value.key)
         .filter(|key| !key.starts_with("env."))
         .collect();
-    // Whom a machine knows is its own business, so the file names nobody.
+    // Whom a machine knows is its own business, so the file names nobody; and a handler's pool has nothing to allow.
     let reference: Vec<&str> = KEYS
         .iter()
         .map(|key| key.path)
-        .filter(|path| !["env.*", "user", "group"].contains(path))
+        .filter(|path| !["env.*", "allow.*", "user", "group"].contains(path))
         .collect();
     assert_eq!(shown, reference);
 }
 
 /// The defaults, key by key: what users rely on, and what the documentation says.
-const DEFAULTS: [(&str, &str); 23] = [
+const DEFAULTS: [(&str, &str); 24] = [
     ("pool", r#""default""#),
     ("declare", r#""active""#),
     ("delivery_limit", "5"),
@@ -390,6 +391,7 @@ const DEFAULTS: [(&str, &str); 23] = [
     ("leftovers", r#""kill""#),
     ("no_new_privs", "true"),
     ("shell", r#"["/bin/bash", "-c"]"#),
+    ("restricted", "false"),
     ("env.LANG", r#""C.UTF-8""#),
     (
         "env.PATH",
@@ -427,6 +429,21 @@ fn the_defaults_are_those_of_the_file_loaded_as_any_other() {
     assert!(from_file.values.iter().all(|value| value.origin != Origin::Default));
 }
 
+#[test]
+fn every_pool_of_ours_loads_under_its_files_name() {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir("workers").unwrap() {
+        let path = entry.unwrap().path();
+        let pool = load(&path, &Overrides::default())
+            .unwrap_or_else(|errors| panic!("{errors}"))
+            .pool;
+        assert_eq!(Some(&*pool.name), path.file_stem().and_then(|stem| stem.to_str()));
+        names.push(pool.name.to_string());
+    }
+    names.sort();
+    assert_eq!(names, ["batch", "default", "handler", "restricted", "shell"]);
+}
+
 /// A key in the reference, with the comment above it.
 struct Entry {
     key: String,
@@ -458,7 +475,7 @@ fn entries() -> Vec<Entry> {
 fn key_of(line: &'static str) -> Option<&'static str> {
     let (name, _) = line.strip_prefix("# ").unwrap_or(line).split_once(" = ")?;
     let is_key = name.chars().all(|c| c.is_ascii_alphabetic() || c == '_');
-    is_key.then_some(name)
+    (is_key || name.starts_with('"')).then_some(name)
 }
 
 #[test]
@@ -467,6 +484,7 @@ fn the_reference_has_every_key_in_order_with_its_default_in_up_to_three_lines() 
     let keys: Vec<&str> = entries.iter().map(|entry| &*entry.key).collect();
     let expected = KEYS.iter().flat_map(|key| match key.path {
         "env.*" => vec!["env.PATH", "env.LANG"],
+        "allow.*" => vec![r#"allow."/usr/bin/convert""#],
         path => vec![path],
     });
     assert_eq!(keys, expected.collect::<Vec<_>>());

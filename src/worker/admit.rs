@@ -4,16 +4,18 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use crate::config::{Pool, Retry};
+use crate::config::{Allowed, Pool, Retry};
 use crate::executor::{Environment, Run, Warning};
 use crate::flow::retry::Schedule;
 use crate::message::{
-    Attempt, Envelope, FailureKind, Job, JobError, JobId, Properties, RetryPolicy, Span, Status, Work, header, peek_id,
+    Attempt, Envelope, FailureKind, Job, JobError, JobId, Limits, Properties, RetryPolicy, Span, Status, Work, header,
+    peek_id,
 };
 
 /// What is known of a job apart from what to run: all that a result needs of it.
@@ -57,6 +59,8 @@ pub(super) struct Plan {
     /// No start before this.
     pub(super) ready_at: Option<Timestamp>,
     expires_at: Option<Timestamp>,
+    /// What a restricted pool runs; the command's words were judged by it, not yet where its program is.
+    allowed: Option<Arc<Allowed>>,
 }
 
 impl Plan {
@@ -68,6 +72,25 @@ impl Plan {
             field: Some("expires_at".to_owned()),
             message: format!("expired at {expires_at}, before it could start"),
         })
+    }
+
+    /// Follows the links of a restricted pool's program, as late as can be.
+    ///
+    /// # Errors
+    /// The refusal of a job whose program is elsewhere than the pool allows.
+    pub(super) async fn check_place(&self) -> Result<(), Refusal> {
+        let Some(allowed) = self.allowed.clone() else {
+            return Ok(());
+        };
+        let text = |word: &OsString| word.to_string_lossy().into_owned(); // they were JSON
+        let (program, args) = (
+            text(&self.run.program),
+            self.run.args.iter().map(text).collect::<Vec<_>>(),
+        );
+        tokio::task::spawn_blocking(move || allowed.check_place(&program, &args))
+            .await
+            .expect("looking at a path does not panic")
+            .map_err(|error| refuse(FailureKind::Policy, error))
     }
 }
 
@@ -184,6 +207,7 @@ fn refuse(kind: FailureKind, error: JobError) -> Refusal {
 fn plan(pool: &Pool, job: &Job, properties: &Properties) -> Result<Plan, JobError> {
     let timeout = job.timeout.map_or(pool.timeout, Span::get);
     check_timeout(pool, timeout)?;
+    check_restricted(pool, job)?;
     let (program, args) = command_line(pool, job)?;
     let mut env = Environment::shared(&pool.env);
     env.extend(job.env.clone().unwrap_or_default());
@@ -211,6 +235,7 @@ fn plan(pool: &Pool, job: &Job, properties: &Properties) -> Result<Plan, JobErro
         retry: retry(pool, job.retry.clone().unwrap_or_default()),
         ready_at: job.not_before.max(not_before_header(properties)),
         expires_at: job.expires_at,
+        allowed: pool.allowed.clone(),
     })
 }
 
@@ -225,6 +250,29 @@ fn check_timeout(pool: &Pool, timeout: Duration) -> Result<(), JobError> {
         got.to_string()
     );
     Err(JobError::new("timeout", message))
+}
+
+/// Refuses what a restricted pool does not run, and what could make another program of one that it does run: variables
+/// such as `LD_PRELOAD` and `PATH`, of which no list is complete, and a directory, where many look for their settings.
+fn check_restricted(pool: &Pool, job: &Job) -> Result<(), JobError> {
+    let Some(allowed) = &pool.allowed else { return Ok(()) };
+    let refused = |field, expected| Err(JobError::new(field, format!("{expected}: the pool is restricted")));
+    let Work::Command { program, args } = job.work()? else {
+        return refused("script", "expected command in its place");
+    };
+    if job.env.as_ref().is_some_and(|env| !env.is_empty()) {
+        return refused(
+            "env",
+            "expected none, as the pool's own [env] is all that its programs get",
+        );
+    }
+    if job.cwd.is_some() {
+        return refused("cwd", "expected none, as programs run in the pool's own cwd");
+    }
+    if job.limits.as_ref().is_some_and(|limits| *limits != Limits::default()) {
+        return refused("limits", "expected none, as the pool's own [limits] hold");
+    }
+    allowed.check(program, args)
 }
 
 /// The warning of a job's timeout. One that the job asks for has to fit; the pool's is left out where the job's timeout
@@ -285,6 +333,7 @@ fn handler_plan(pool: &Pool, handler: &[String], envelope: &Envelope) -> Plan {
         retry: pool.retry.clone(),
         ready_at: not_before_header(properties),
         expires_at: None,
+        allowed: None, // the handler is the pool's own
     }
 }
 
@@ -314,6 +363,7 @@ fn retry(pool: &Pool, job: RetryPolicy) -> Retry {
         } else {
             pool.retry.exit_codes.clone()
         },
+        dead_letter_exit_codes: pool.retry.dead_letter_exit_codes.clone(),
     }
 }
 
@@ -518,6 +568,52 @@ mod tests {
         let (status, refusal) = end_of(admit(&pool, &job, false, now()).1);
         assert_eq!((status, refusal.kind), (Status::Rejected, FailureKind::ContentType));
         assert_eq!(refusal.field.as_deref(), Some("content_type"));
+    }
+
+    /// A pool that runs `/bin/echo` with small letters.
+    fn restricted() -> Pool {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("restricted.toml");
+        std::fs::write(&path, "restricted = true\nallow.'/bin/echo' = ['[a-z]+']\n").unwrap();
+        crate::config::load(&path, &crate::config::Overrides::default())
+            .unwrap()
+            .pool
+    }
+
+    #[test]
+    fn a_restricted_pool_refuses_all_that_could_run_something_else() {
+        for (body, field) in [
+            (json!({"script": "/bin/echo hi"}), "script"),
+            (
+                json!({"command": ["/bin/echo", "hi"], "env": {"LD_PRELOAD": "/tmp/x.so"}}),
+                "env",
+            ),
+            (json!({"command": ["/bin/echo", "hi"], "env": {"A": ""}}), "env"),
+            (json!({"command": ["/bin/echo", "hi"], "cwd": "/tmp"}), "cwd"),
+            (
+                json!({"command": ["/bin/echo", "hi"], "limits": {"memory": "1TiB"}}),
+                "limits",
+            ),
+            (json!({"command": ["echo", "hi"]}), "command[0]"),
+            (json!({"command": ["/bin/sh", "-c", "hi"]}), "command[0]"),
+            (json!({"command": ["/bin/../bin/echo", "hi"]}), "command[0]"),
+            (json!({"command": ["/bin/echo", "hi", "$(id)"]}), "command[2]"),
+        ] {
+            let (status, refusal) = end_of(admit(&restricted(), &envelope(&body), false, now()).1);
+            assert_eq!(
+                (status, refusal.kind),
+                (Status::Rejected, FailureKind::Policy),
+                "{body}"
+            );
+            assert_eq!(refusal.field.as_deref(), Some(field), "{body}");
+            assert!(
+                refusal.message.starts_with(&format!("{field}: expected ")),
+                "{}",
+                refusal.message
+            );
+        }
+        let allowed = json!({"command": ["/bin/echo", "hi"], "env": {}, "stdin": "; rm -rf /", "timeout": "1s"});
+        assert_eq!(plan_of(&restricted(), &allowed).run.program, "/bin/echo");
     }
 
     #[test]

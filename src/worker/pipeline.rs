@@ -197,6 +197,10 @@ impl<T: Transport> Pipeline<T> {
             drop(turn);
             return self.refuse(held, &ticket, Status::Expired, refusal, stop).await;
         }
+        if let Err(refusal) = plan.check_place().await {
+            drop(turn);
+            return self.refuse(held, &ticket, Status::Rejected, refusal, stop).await;
+        }
         let Plan {
             run, retry, ready_at, ..
         } = plan;

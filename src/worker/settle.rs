@@ -186,6 +186,10 @@ fn failure(kind: FailureKind, message: String) -> Option<Failure> {
 }
 
 fn after_run(ticket: &Ticket, retry: &Retry, status: Status, exit_code: Option<i32>) -> Next {
+    let is_hopeless = |code| retry.dead_letter_exit_codes.contains(&code);
+    if status == Status::Failed && exit_code.is_some_and(is_hopeless) {
+        return Next::DeadLetter { field: None };
+    }
     if !is_retried(retry, status, exit_code) {
         return Next::Done;
     }
@@ -249,6 +253,7 @@ mod tests {
             },
             statuses: None,
             exit_codes: None,
+            dead_letter_exit_codes: vec![3],
         }
     }
 
@@ -294,7 +299,7 @@ mod tests {
         };
         for (end, status, exit_code, kind) in [
             (End::Exited(0), Status::Succeeded, Some(0), None),
-            (End::Exited(3), Status::Failed, Some(3), None),
+            (End::Exited(4), Status::Failed, Some(4), None),
             (
                 End::Signaled(SignalName::KILL),
                 Status::Signaled,
@@ -420,6 +425,31 @@ mod tests {
     #[test]
     fn a_failure_that_asked_for_no_retry_is_a_result_and_no_dead_letter() {
         assert_eq!(ended(&retry(1), 0, End::Exited(1)).next, Next::Done);
+    }
+
+    #[test]
+    fn a_code_that_says_it_is_hopeless_is_a_dead_letter_at_once() {
+        let dead = Next::DeadLetter { field: None };
+        for max_attempts in [1, 5] {
+            let chosen = Retry {
+                exit_codes: Some(vec![3, 4]),
+                ..retry(max_attempts)
+            };
+            let Conclusion { result, next } = ended(&chosen, 0, End::Exited(3));
+            assert_eq!(
+                (result.status, result.is_final, next),
+                (Status::Failed, true, dead.clone())
+            );
+        }
+        assert!(matches!(ended(&retry(5), 0, End::Exited(4)).next, Next::Retry(_)));
+        let timed_out = End::TimedOut {
+            exit_code: Some(3),
+            signal: None,
+        };
+        assert!(
+            matches!(ended(&retry(5), 0, timed_out).next, Next::Retry(_)),
+            "its timeout says why"
+        );
     }
 
     #[test]
