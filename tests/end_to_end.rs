@@ -1,6 +1,6 @@
 //! What users of a fleet rely on, through the binary, on a real RabbitMQ, with producers that are not ours.
 //!
-//! The producers are pika (the scripts of `tests/fixtures/producers`) and amqp-tools. Every test has names of its own on
+//! The producers are pika (the scripts of `tests/fixtures/producers`), amqp-tools and the programs of docs/producers.md. Every test has names of its own on
 //! the node that all share ([`bench::Bench::new`]), or a virtual host of its own where it needs the usual names or another
 //! user's rights ([`bench::Bench::on_own_vhost`]).
 //!
@@ -29,6 +29,8 @@ mod permissions;
 mod pools;
 #[path = "end_to_end/producers.rs"]
 mod producers;
+#[path = "end_to_end/producers_page.rs"]
+mod producers_page;
 #[path = "end_to_end/prometheus.rs"]
 mod prometheus;
 #[path = "end_to_end/readme.rs"]

@@ -162,6 +162,9 @@ fn a_job_of_an_unknown_pool_is_kept_as_a_dead_letter() {
     assert_eq!(kept.body, job);
     assert_eq!(kept.routing_key, "nobody");
     assert_eq!(kept.property("message_id"), "stray");
+    // Straight to its queue, the producer is told at once.
+    let queue = bench.named("jobs.nobody");
+    assert!(!bench.rabbit.publish("", &queue, job, &bench.properties("stray")));
 }
 
 #[test]

