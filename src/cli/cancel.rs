@@ -11,11 +11,12 @@ use crate::message::{Job, JobId, Order};
 
 /// Cancel jobs that were submitted before now.
 ///
-/// Those that run are killed and keep their output; those that wait end when a worker gets to them, delayed ones when
+/// Those that run are ended as at their timeout and keep their output; those that wait end when a worker gets to them, delayed ones when
 /// their delay is over. Each has a result with the status "cancelled". The cancel is in force for 7 days, also on workers
 /// that start later; what is submitted again from now on runs, under the same id too. A job without a timestamp counts
 /// as older. Times are those of the machines that submit and cancel: keep their clocks right.
 #[derive(Args)]
+#[command(override_usage = "synthex cancel [OPTIONS] <ID>...\n       synthex cancel [OPTIONS] --label <KEY=VALUE>...")]
 pub(super) struct CancelArgs {
     /// Ids of jobs
     #[arg(value_name = "ID", required_unless_present = "labels", conflicts_with = "labels")]
@@ -52,9 +53,9 @@ async fn give(operator: &Operator<'_>, args: &CancelArgs, orders: &[Order]) -> R
     }
     if !args.json {
         print::note(&match args.ids.len() {
-            0 => "jobs with these labels are cancelled".to_owned(),
-            1 => format!("job {} is cancelled", args.ids[0]),
-            count => format!("{count} jobs are cancelled"),
+            0 => "ordered: jobs with these labels end, wherever they are".to_owned(),
+            1 => format!("ordered: job {} ends, wherever it is", args.ids[0]),
+            count => format!("ordered: {count} jobs end, wherever they are"),
         });
     }
     Ok(Exit::Done)

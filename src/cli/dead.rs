@@ -19,7 +19,7 @@ use crate::transport::topology::Names;
 ///
 /// A dead letter is a job that came to a bad end: its runs failed as often as its retry allows, it was no valid job
 /// (rejected), its workers died under it (lost), or nobody had declared its pool (unroutable). Its producer has been
-/// told by a result, but for the last. Letters stay in the queue NAMESPACE.dead until somebody retries or drops them.
+/// told by a result, but for the last. A job that was to run once and failed is no letter: it has its result. Letters stay in the queue NAMESPACE.dead until somebody retries or drops them.
 ///
 /// Only letters that wait in the queue are seen, not those that another client holds at that moment.
 #[derive(Subcommand)]
@@ -193,7 +193,7 @@ impl Client {
                 .map_err(|error| Failure::io("write to stdout", &error))?;
         }
         if letters.is_empty() {
-            print::note(&format!("no such dead letter in queue {:?}", self.queue));
+            print::note(&format!("no dead letters that fit in queue {:?}", self.queue));
         }
         note_missing(seen);
         Ok(Exit::Done)

@@ -23,6 +23,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// A worker then ends, as after its first SIGTERM: what is not done at the end of its stop_grace is given back. The workers
 /// of a pool go on and serve their other pools; the pool is paused until `synthex resume`. Waits until it is done.
 #[derive(Args)]
+#[command(override_usage = "synthex drain [OPTIONS] <WORKER_ID>\n       synthex drain [OPTIONS] --pool <POOL>")]
 pub(super) struct DrainArgs {
     /// The worker's id, as `synthex workers` shows it
     #[arg(value_name = "WORKER_ID", required_unless_present = "pool", conflicts_with = "pool")]
