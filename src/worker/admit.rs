@@ -207,6 +207,8 @@ fn refuse(kind: FailureKind, error: JobError) -> Refusal {
 fn plan(pool: &Pool, job: &Job, properties: &Properties) -> Result<Plan, JobError> {
     let timeout = job.timeout.map_or(pool.timeout, Span::get);
     check_timeout(pool, timeout)?;
+    let kill_grace = job.kill_grace.map_or(pool.kill_grace, Span::get);
+    check_grace(pool, timeout, kill_grace)?;
     check_restricted(pool, job)?;
     let (program, args) = command_line(pool, job)?;
     let mut env = Environment::shared(&pool.env);
@@ -219,7 +221,7 @@ fn plan(pool: &Pool, job: &Job, properties: &Properties) -> Result<Plan, JobErro
         stdin: job.stdin_bytes(),
         timeout,
         term_signal: job.term_signal.unwrap_or(pool.term_signal),
-        kill_grace: job.kill_grace.map_or(pool.kill_grace, Span::get),
+        kill_grace,
         limits: job.limits.clone().unwrap_or_default().or(pool.limits.clone()),
         warning: warning(pool, job, timeout)?,
         leftovers: pool.leftovers,
@@ -250,6 +252,21 @@ fn check_timeout(pool: &Pool, timeout: Duration) -> Result<(), JobError> {
         got.to_string()
     );
     Err(JobError::new("timeout", message))
+}
+
+/// A command that ignores its signal holds its slot for its grace as well.
+fn check_grace(pool: &Pool, timeout: Duration, grace: Duration) -> Result<(), JobError> {
+    let most = pool.max_timeout.saturating_add(pool.kill_grace);
+    if timeout.saturating_add(grace) <= most {
+        return Ok(());
+    }
+    let (max, got) = (Span::from(most.saturating_sub(timeout)), Span::from(grace));
+    let message = format!(
+        "expected at most {:?} (after the timeout, what is left of the pool's max_timeout and kill_grace), got {:?}",
+        max.to_string(),
+        got.to_string()
+    );
+    Err(JobError::new("kill_grace", message))
 }
 
 /// Refuses what a restricted pool does not run, and what could make another program of one that it does run: variables
@@ -551,6 +568,11 @@ mod tests {
                 json!({"command": ["x"], "timeout": "25h"}),
                 FailureKind::Policy,
                 r#"timeout: expected at most "24h""#,
+            ),
+            (
+                json!({"command": ["x"], "timeout": "24h", "kill_grace": "11s"}),
+                FailureKind::Policy,
+                r#"kill_grace: expected at most "10s""#,
             ),
             (json!({"command": ["x"], "nope": 1}), FailureKind::InvalidJob, "nope: "),
             (

@@ -35,6 +35,14 @@ impl Addresses {
             .ok_or_else(|| address("expected amqp://user:password@host:5672/vhost, found no \"://\"".to_owned()))?;
         let split = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, tail) = rest.split_at(split);
+        let path = tail.split('?').next().unwrap_or_default();
+        if path.starts_with("//") || path.contains('@') {
+            return Err(address(
+                "expected amqp://user:password@host1:5672,host2/vhost: hosts in a list share scheme, user, password and \
+                 virtual host, and / and @ in a virtual host are written %2f and %40"
+                    .to_owned(),
+            ));
+        }
         let (credentials, hosts) = authority
             .rsplit_once('@')
             .map_or(("", authority), |(user, hosts)| (user, hosts));
@@ -218,6 +226,22 @@ mod tests {
             assert_eq!(uri.authority.userinfo.password, "p@ss");
             assert_eq!(uri.vhost, "/jobs");
             assert_eq!(uri.query.heartbeat, Some(5));
+        }
+    }
+
+    /// The second would be taken for a virtual host, which is told to the broker and to the log.
+    #[test]
+    fn whole_addresses_in_a_list_are_refused_and_not_repeated() {
+        for text in [
+            "amqp://u:p@a:5672,amqp://u:secret@b:5672/v",
+            "amqp://u:p@a/v,amqp://u:secret@b",
+            "amqp://a,amqps://u:secret@b/v?heartbeat=5",
+        ] {
+            let error = Addresses::parse(text).unwrap_err().to_string();
+            assert!(
+                error.contains("host1:5672,host2") && !error.contains("secret"),
+                "{error}"
+            );
         }
     }
 

@@ -7,6 +7,11 @@ use std::ops::Range;
 
 use crate::message::header;
 
+/// Bytes of a frame of properties that the client library takes, as it agrees on frames of 128 KiB at most: it ends the
+/// connection over a larger one. A producer's may be that large already, and the broker adds a header (`x-delivery-count`)
+/// to a message that comes again.
+pub(super) const MOST: usize = 128 * 1024 - 8;
+
 /// Levels of lists and tables in a header that are let by. The deepest of the broker's own, `x-death`, has three.
 const DEEPEST: usize = 32;
 
@@ -18,10 +23,10 @@ const CONTENT_ENCODING: u16 = 1 << 14;
 const HEADERS: u16 = 1 << 13;
 
 /// The payload of a frame of properties (AMQP 0-9-1, section 4.2.6.1) without the headers that nobody should read, and
-/// with one that says so; `None` if it can stay as it is.
+/// with one that says so; `None` if it can stay as it is. Where there is no room for all, the largest are left out.
 pub(super) fn screen(payload: &[u8]) -> Option<Vec<u8>> {
     let table = table(payload)?;
-    let mut kept = Vec::new();
+    let mut kept: Vec<&[u8]> = Vec::new();
     let mut rest = &payload[table.clone()];
     let mut all = true;
     while !rest.is_empty() {
@@ -30,19 +35,26 @@ pub(super) fn screen(payload: &[u8]) -> Option<Vec<u8>> {
             break;
         };
         if header.is_readable(DEEPEST) {
-            kept.extend_from_slice(&rest[..rest.len() - later.len()]);
+            kept.push(&rest[..rest.len() - later.len()]);
         } else {
             all = false;
         }
         rest = later;
     }
-    if all {
+    if all && payload.len() <= MOST {
         return None;
     }
-    kept.push(u8::try_from(header::DROPPED.len()).unwrap_or_default());
-    kept.extend_from_slice(header::DROPPED.as_bytes());
-    kept.extend_from_slice(b"t\x01");
+    let name = header::DROPPED.as_bytes();
+    let dropped = [&[u8::try_from(name.len()).unwrap_or_default()], name, b"t\x01"].concat();
+    kept.push(&dropped);
+    let mut total = payload.len() - table.len() + kept.iter().map(|header| header.len()).sum::<usize>();
+    while total > MOST {
+        let (largest, header) = kept.iter().enumerate().max_by_key(|(_, header)| header.len())?;
+        total -= header.len();
+        kept.remove(largest);
+    }
     let (before, after) = (&payload[..table.start - LENGTH], &payload[table.end..]);
+    let kept = kept.concat();
     Some([before, &size(kept.len()), &kept, after].concat())
 }
 
@@ -68,7 +80,7 @@ const LENGTH: usize = 4;
 
 /// Such a length.
 pub(super) fn size(bytes: usize) -> [u8; LENGTH] {
-    // What is screened only grows by the header that says so.
+    // What is screened has at most MOST bytes.
     u32::try_from(bytes).unwrap_or(u32::MAX).to_be_bytes()
 }
 
@@ -265,6 +277,24 @@ pub(super) mod tests {
                 Some(wanted),
                 "{bad:?}"
             );
+        }
+    }
+
+    /// A frame that is too large ends the connection, each time the message comes.
+    #[test]
+    fn a_frame_never_outgrows_what_the_client_takes() {
+        let count = named(b"x-delivery-count", &[b"l", &1_u64.to_be_bytes()[..]].concat());
+        let filling = |bytes| named(b"large", &long(b'S', &vec![b'x'; bytes]));
+        let rest = properties(&[filling(0), named(b"\xff", b"V"), count.clone()]).len();
+        for size in MOST - 60..MOST + 60 {
+            for bad in [named(b"\xff", b"V"), named(b"ok", b"V")] {
+                let came = properties(&[filling(size - rest), bad, count.clone()]);
+                let screened = screen(&came).unwrap_or(came);
+                assert!(screened.len() <= MOST, "{size} became {}", screened.len());
+                let table = table(&screened).expect("it has headers");
+                let found = screened[table].windows(count.len()).any(|window| window == count);
+                assert!(found, "of {size}, the broker's own header is gone");
+            }
         }
     }
 
