@@ -52,6 +52,7 @@ pub async fn dropped_between_result_and_ack_the_job_ends_again_with_a_higher_att
     let gate = Gate::default();
     let transport = Faulty::new(rig.broker.clone());
     transport.on_ack(1..=1, AckFault::Hangs(gate.clone()));
+    lose_the_consumer(&transport);
     drop_at(&rig, transport, &gate).await;
     assert_eq!(rig.finish(2).await["job"], [(1, Failed), (2, Failed)]);
 }
@@ -98,9 +99,16 @@ pub async fn dropped_before_a_dead_letter_has_arrived_it_arrives_later<T: Transp
 }
 
 /// The retry is in its queue and the job comes again: two messages, of which each is counted from what it says itself.
+/// Leaves a worker without a consumer once it has its job: it would recognise what its dropped task gives back, and ack it.
+fn lose_the_consumer<T: Transport>(transport: &Faulty<T>) {
+    transport.on_subscribe(1..=1, SubscribeFault::EndsAfter(1));
+    transport.on_subscribe(2..=2, SubscribeFault::Hangs(Gate::default()));
+}
+
 pub async fn dropped_between_retry_and_ack_both_go_on_from_the_same_attempt<T: Transport>(rig: Rig<T>) {
     let (transport, gate) = (Faulty::new(rig.broker.clone()), Gate::default());
     transport.on_ack(1..=1, AckFault::Hangs(gate.clone()));
+    lose_the_consumer(&transport);
     let retry = json!({ "max_attempts": 2, "initial": "1ms", "max": "1ms" });
     rig.publish("job", &json!({ "command": ["false"], "retry": retry }))
         .await;
