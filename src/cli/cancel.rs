@@ -11,10 +11,11 @@ use crate::message::{Job, JobId, Order};
 
 /// Cancel jobs that were submitted before now.
 ///
-/// Those that run are ended as at their timeout and keep their output; those that wait end when a worker gets to them, delayed ones when
-/// their delay is over. Each has a result with the status "cancelled". The cancel is in force for 7 days, also on workers
-/// that start later; what is submitted again from now on runs, under the same id too. A job without a timestamp counts
-/// as older. Times are those of the machines that submit and cancel: keep their clocks right.
+/// Those that run are ended as at their timeout and keep their output; those that wait end when a worker gets to them,
+/// delayed ones when their delay is over. Each has a result with the status "cancelled". The cancel is in force for 7
+/// days, also on workers that start later; what is submitted again from now on runs, under the same id too. A job
+/// without a timestamp counts as older. Times are those of the machines that submit and cancel: keep their clocks
+/// right.
 #[derive(Args)]
 #[command(override_usage = "synthex cancel [OPTIONS] <ID>...\n       synthex cancel [OPTIONS] --label <KEY=VALUE>...")]
 pub(super) struct CancelArgs {

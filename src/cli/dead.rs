@@ -19,7 +19,8 @@ use crate::transport::topology::Names;
 ///
 /// A dead letter is a job that came to a bad end: its runs failed as often as its retry allows, it was no valid job
 /// (rejected), its workers died under it (lost), or nobody had declared its pool (unroutable). Its producer has been
-/// told by a result, but for the last. A job that was to run once and failed is no letter: it has its result. Letters stay in the queue NAMESPACE.dead until somebody retries or drops them.
+/// told by a result, but for the last. A job that was to run once and failed is no letter: it has its result. Letters
+/// stay in the queue NAMESPACE.dead until somebody retries or drops them.
 ///
 /// Only letters that wait in the queue are seen, not those that another client holds at that moment.
 #[derive(Subcommand)]

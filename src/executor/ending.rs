@@ -4,9 +4,9 @@
 //!
 //! 1. *Running*, until the command's own process (the leader) exits, the timeout is reached or a stop is asked for. A
 //!    warning is sent on the way, if one was asked for.
-//! 2. *Terminating*, at the timeout, or when the end is asked for before: `term_signal`, then SIGCONT, to the whole tree, as a stopped process sees no
-//!    signal but SIGKILL; then up to `kill_grace` for all of the tree to be gone (a shell dies at once, the server it
-//!    started needs longer).
+//! 2. *Terminating*, at the timeout, or when the end is asked for before: `term_signal`, then SIGCONT, to the whole
+//!    tree, as a stopped process sees no signal but SIGKILL; then up to `kill_grace` for all of the tree to be gone (a
+//!    shell dies at once, the server it started needs longer).
 //! 3. *Leaving*, after an exit only: what the leader left running may still be writing (`cmd > >(tee log)`), and has
 //!    [`LEAVE_GRACE`] to end by itself. With [`Leftovers::Allow`] it is released instead.
 //! 4. *Killing*: SIGKILL to whatever is left, again and again, until nothing is. One process that hangs inside the
