@@ -46,6 +46,8 @@ pub mod worker;
 
 pub mod control;
 
+pub mod batch;
+
 pub mod metrics;
 
 pub mod app;

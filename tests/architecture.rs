@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use. What is not named here is a backward arrow.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("message", &[]),
     ("flow", &[]),
     ("supervise", &["flow"]),
@@ -27,6 +27,7 @@ const MAY_USE: [(&str, &[&str]); 11] = [
         &["message", "flow", "supervise", "transport", "executor", "config"],
     ),
     ("control", &["message", "flow", "supervise", "transport", "worker"]),
+    ("batch", &["message", "flow", "supervise", "transport", "control"]),
     ("metrics", &["message", "flow", "supervise", "transport", "worker"]),
     (
         "app",
@@ -39,12 +40,22 @@ const MAY_USE: [(&str, &[&str]); 11] = [
             "config",
             "worker",
             "control",
+            "batch",
             "metrics",
         ],
     ),
     (
         "cli",
-        &["message", "flow", "supervise", "transport", "config", "control", "app"],
+        &[
+            "message",
+            "flow",
+            "supervise",
+            "transport",
+            "config",
+            "control",
+            "batch",
+            "app",
+        ],
     ),
 ];
 
