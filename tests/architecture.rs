@@ -150,6 +150,23 @@ fn no_file_outgrows_a_reader() {
     }
 }
 
+/// Cargo.toml has `doctest = false`, which saves a build; an example in a comment would go untested.
+#[test]
+fn no_comment_holds_code_that_nobody_runs() {
+    for (path, code) in sources() {
+        let fences = code.lines().map(str::trim_start).filter_map(|line| {
+            let comment = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"))?;
+            comment.trim_start().strip_prefix("```")
+        });
+        let opening: Vec<&str> = fences.step_by(2).collect();
+        assert!(
+            opening.iter().all(|language| *language == "text"),
+            "{}: {opening:?}: examples are those of README.md and docs/",
+            path.display()
+        );
+    }
+}
+
 #[test]
 fn the_checks_see_what_they_are_for() {
     let code = "use crate::worker::{event::Event};\n// use crate::cli;\nlet x = crate::app::serve();\n";
