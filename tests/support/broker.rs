@@ -2,7 +2,7 @@
 //!
 //! - [`Broker::start`]: a node for one test, to be stopped, killed, frozen and restarted at will.
 //! - [`Broker::shared`]: one node for the whole run. A test takes a virtual host of its own on it ([`Broker::vhost`],
-//!   about half a second) and never harms the node.
+//!   some milliseconds) and never harms the node.
 //!
 //! A node takes about 5 s to start (10 s on a busy machine) and 150 MB. It uses nothing of the system's own RabbitMQ but
 //! its files, runs as whoever runs the tests, and listens on 127.0.0.1 only.
@@ -86,7 +86,6 @@ impl Broker {
     /// Makes a virtual host with this name, on which the node's user may do everything.
     pub async fn vhost_named(&self, name: &str) -> Vhost {
         let user = &self.node.facts.user;
-        // One call of the tool instead of two, as each starts an Erlang machine.
         self.eval(&format!(
             "ok = rabbit_vhost:add(<<\"{name}\">>, <<\"{user}\">>), \
              ok = rabbit_auth_backend_internal:set_permissions(<<\"{user}\">>, <<\"{name}\">>, \
@@ -134,7 +133,7 @@ impl Broker {
         &self.node.facts.user
     }
 
-    /// Runs `rabbitmqctl` on the node (about 0.4 s), and returns what it printed.
+    /// Runs `rabbitmqctl` on the node (half a second, as that starts an Erlang machine), and returns what it printed.
     ///
     /// # Panics
     /// When it fails: with what it printed.
@@ -146,7 +145,8 @@ impl Broker {
 
     /// Evaluates an Erlang expression in the node, and returns its value as text.
     pub async fn eval(&self, expression: &str) -> String {
-        self.ctl(&["eval", expression]).await
+        let (node, expression) = (Arc::clone(&self.node), expression.to_owned());
+        off_thread(move || node.eval(&expression)).await
     }
 
     /// Makes a user; what it may do is a matter of each virtual host ([`Vhost::permit`]).

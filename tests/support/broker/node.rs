@@ -28,6 +28,12 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// A killed process is gone at once, and its keeper a fifth of a second later.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long an expression may take, in a node that takes connections already.
+const EVAL_LIMIT: Duration = Duration::from_secs(30);
+/// What the node does beside being a broker: it evaluates the expressions that come with the password, one at a time. Its
+/// own tool does the same, but starts an Erlang machine for each. There is no blank in it, because a shell splits it.
+const EVALUATOR: &str = r#"spawn(fun()->{ok,L}=gen_tcp:listen(PORT,[binary,{ip,{127,0,0,1}},{active,false},{packet,4},{reuseaddr,true}]),E=fun(T)->{ok,W,_}=erl_scan:string(unicode:characters_to_list(T)),{ok,X}=erl_parse:parse_exprs(W),{value,V,_}=erl_eval:exprs(X,[]),{ok,V}end,A=fun(S)->{ok,<<"PASSWORD",T/binary>>}=gen_tcp:recv(S,0,10000),gen_tcp:send(S,unicode:characters_to_binary(io_lib:format("~0tp",[catch(E(T))])))end,F=fun(F)->{ok,S}=gen_tcp:accept(L),catch(A(S)),gen_tcp:close(S),F(F)end,F(F)end)."#;
+
 /// Lines of a node's log shown when its test fails.
 const LOG_TAIL: usize = 20;
 
@@ -66,6 +72,8 @@ pub(super) struct Ports {
     epmd: u16,
     /// Where its tools talk to it.
     tools: u16,
+    /// Where it evaluates expressions.
+    eval: u16,
     /// Where the plugins rabbitmq_management and rabbitmq_prometheus answer, if they are enabled.
     pub(super) management: u16,
     pub(super) metrics: u16,
@@ -259,12 +267,6 @@ impl Node {
             ("RABBITMQ_NODENAME", NODE),
             // With it the start script becomes the server, so that the process number is the server's.
             ("RABBITMQ_ALLOW_INPUT", "1"),
-            // Erlang starts a daemon if it finds no epmd. Two schedulers are plenty on any machine. A certificate that a
-            // test has changed is shown from the next connection on.
-            (
-                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                "-start_epmd false +S 2:2 -ssl bypass_pem_cache true",
-            ),
             ("RABBITMQ_CTL_ERL_ARGS", "-start_epmd false"),
             // Its tools listen too. The range they have by default is too small for many at once.
             ("RABBITMQ_CTL_DIST_PORT_MIN", "33000"),
@@ -275,6 +277,13 @@ impl Node {
             ("RABBITMQ_NODE_PORT", ports.amqp.to_string()),
             ("RABBITMQ_DIST_PORT", ports.tools.to_string()),
         ]);
+        let evaluator = EVALUATOR
+            .replace("PORT", &ports.eval.to_string())
+            .replace("PASSWORD", &self.facts.password);
+        // Erlang starts a daemon if it finds no epmd. Two schedulers are plenty on any machine. A certificate that a test
+        // has changed is shown from the next connection on.
+        let arguments = format!("-start_epmd false +S 2:2 -ssl bypass_pem_cache true -eval {evaluator}");
+        command.env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", arguments);
         command.env("HOME", folder).envs([
             ("RABBITMQ_MNESIA_BASE", folder.join("data")),
             ("RABBITMQ_LOG_BASE", folder.join("logs")),
@@ -283,6 +292,39 @@ impl Node {
             ("RABBITMQ_CONFIG_FILE", folder.join("rabbitmq.conf")),
         ]);
         command
+    }
+
+    /// Evaluates an Erlang expression in the server, and returns its value as text.
+    pub(super) fn eval(&self, expression: &str) -> String {
+        let begun = Instant::now();
+        // It listens a moment after the broker does.
+        let answer = loop {
+            match self.ask(expression) {
+                Ok(answer) => break answer,
+                Err(error) => assert!(
+                    begun.elapsed() < EVAL_LIMIT,
+                    "{expression}: {error}; the node's log:\n{}",
+                    self.log()
+                ),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let value = answer.strip_prefix("{ok,").and_then(|rest| rest.strip_suffix('}'));
+        value.unwrap_or_else(|| panic!("{expression}: {answer}")).to_owned()
+    }
+
+    fn ask(&self, expression: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.facts.ports.eval)))?;
+        stream.set_read_timeout(Some(EVAL_LIMIT))?;
+        let request = self.facts.password.clone() + expression;
+        let length = u32::try_from(request.len()).expect("expressions are short");
+        stream.write_all(&[&length.to_be_bytes(), request.as_bytes()].concat())?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let text = answer
+            .get(size_of::<u32>()..)
+            .ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        Ok(String::from_utf8_lossy(text).into_owned())
     }
 
     pub(super) fn ctl(&self, args: &[String]) -> String {
@@ -450,12 +492,13 @@ fn free_ports() -> Ports {
     let first = 10_000 + u16::try_from(random() % 20_000).expect("it is below 20,000");
     let listen = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     let mut free = (first..32_000).chain(10_000..first).filter(listen);
-    let mut next = || free.next().expect("six of 22,000 ports are free");
+    let mut next = || free.next().expect("seven of 22,000 ports are free");
     Ports {
         amqp: next(),
         amqps: next(),
         epmd: next(),
         tools: next(),
+        eval: next(),
         management: next(),
         metrics: next(),
     }
