@@ -158,8 +158,13 @@ fn lay_definitions(rabbitmq: &Value, secrets: &Path, definitions: &Path) {
 }
 
 #[test]
-fn private_broker_each_role_may_do_its_work() {
+fn private_broker_each_role_may_do_its_work_and_no_more() {
     let stack = Stack::start();
+    each_role_may_do_its_work(&stack);
+    no_role_may_do_more(&stack);
+}
+
+fn each_role_may_do_its_work(stack: &Stack) {
     let users = block_on(stack.broker.ctl(&["list_users", "--formatter", "json"]));
     let users: Value = serde_json::from_str(&users).expect("it is JSON");
     let mut users: Vec<_> = users
@@ -215,10 +220,7 @@ fn private_broker_each_role_may_do_its_work() {
     assert_eq!(gone.code, Some(1), "a worker that is gone is not ready: {gone:?}");
 }
 
-#[test]
-fn private_broker_no_role_may_do_more() {
-    let stack = Stack::start();
-    stack.declare();
+fn no_role_may_do_more(stack: &Stack) {
     let pool = "deploy/pools/default.toml";
     let serve: &[&str] = &["worker", "--metrics-addr", "none", pool];
     let submit: &[&str] = &["submit", "--", "true"];

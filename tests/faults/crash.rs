@@ -14,7 +14,7 @@ use crate::support::process::{Signal, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_outlives_its_worker_while_the_broker_is_away() {
-    let broker = Broker::start().await;
+    let broker = Broker::lent().await;
     let (rig, url) = rig(broker.vhost().await).await;
     let outbox = rig.path("outbox");
     rig.publish("job", &rig.gated("gate")).await;
@@ -52,7 +52,7 @@ async fn a_full_disk_is_told_once_and_costs_no_result() {
         eprintln!("skipped: a file system of its own takes the right to mount one (root)");
         return;
     }
-    let broker = Broker::start().await;
+    let broker = Broker::lent().await;
     let (rig, url) = rig(broker.vhost().await).await;
     let ids = ["job-1", "job-2", "job-3"].map(String::from);
     for id in &ids {
@@ -79,7 +79,7 @@ async fn a_full_disk_is_told_once_and_costs_no_result() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_outbox_nothing_is_written() {
-    let broker = Broker::start().await;
+    let broker = Broker::lent().await;
     let (rig, url) = rig(broker.vhost().await).await;
     let state = rig.path("state");
     rig.publish("job", &rig.gated("gate")).await;

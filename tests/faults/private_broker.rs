@@ -23,7 +23,7 @@ const SOME_SECONDS: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_killed_and_comes_back_loses_no_job_and_no_result() {
-    let broker = Broker::start().await;
+    let broker = Broker::lent().await;
     let (rig, url) = rig(broker.vhost().await).await;
     let ids = publish_short_jobs(&rig, 80).await;
     let worker = worker(&rig, &url, "slots = 4\nprefetch = 8");
@@ -42,7 +42,7 @@ async fn a_broker_that_is_killed_and_comes_back_loses_no_job_and_no_result() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_freezes_for_seconds_costs_nothing_but_time() {
-    let broker = Broker::start().await;
+    let broker = Broker::lent().await;
     let (rig, url) = rig(broker.vhost().await).await;
     let ids = publish_short_jobs(&rig, 60).await;
     let worker = worker(&rig, &url, "slots = 4\nprefetch = 8");
@@ -62,7 +62,7 @@ async fn a_broker_that_freezes_for_seconds_costs_nothing_but_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_stays_frozen_does_not_hold_up_a_stop_beyond_its_grace() {
-    let broker = Broker::start().await;
+    let broker = Broker::lent().await;
     let (rig, url) = rig(broker.vhost().await).await;
     for id in ["job-1", "job-2", "job-3"] {
         rig.publish(id, &rig.gated("gate")).await;
@@ -92,7 +92,7 @@ async fn a_broker_that_stays_frozen_does_not_hold_up_a_stop_beyond_its_grace() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_short_of_memory_holds_up_results_and_no_running_job() {
-    let broker = Broker::start().await;
+    let broker = Broker::lent().await;
     let (rig, url) = rig(broker.vhost().await).await;
     let ids: BTreeSet<String> = (10..22).map(|number| format!("job-{number}")).collect();
     for id in &ids {
@@ -127,7 +127,7 @@ async fn a_broker_short_of_memory_holds_up_results_and_no_running_job() {
 /// The broker takes a delivery away after 3 s, closing its channel, again and again while the job runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_longer_than_the_broker_s_consumer_timeout_runs_once() {
-    let broker = Broker::start().await;
+    let broker = Broker::lent().await;
     let limit = "application:set_env(rabbit, consumer_timeout, 3000), \
                  application:set_env(rabbit, channel_tick_interval, 1000).";
     broker.eval(limit).await;
@@ -144,12 +144,15 @@ async fn a_job_longer_than_the_broker_s_consumer_timeout_runs_once() {
     assert!(taken_away >= 3, "the broker took it away, and the log says so: {log}");
     assert!(log.contains("is known here and not run again"), "{log}");
     stop(&rig, worker).await;
+    let usual = "application:set_env(rabbit, consumer_timeout, 1800000), \
+                 application:set_env(rabbit, channel_tick_interval, 60000).";
+    broker.eval(usual).await;
     assert!(rig.results().await.is_empty(), "more results than jobs");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_waits_for_a_broker_that_is_not_there_yet() {
-    let broker = Broker::start().await;
+    let broker = Broker::lent().await;
     let vhost = broker.vhost().await;
     let url = vhost.url();
     broker.stop().await;

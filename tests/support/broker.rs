@@ -1,6 +1,7 @@
 //! RabbitMQ nodes for tests, on ports of their own, with credentials and a virtual host made per node.
 //!
 //! - [`Broker::start`]: a node for one test, to be stopped, killed, frozen and restarted at will.
+//! - [`Broker::lent`]: the same, from the test before, for a test that leaves it as it was.
 //! - [`Broker::shared`]: one node for the whole run. A test takes a virtual host of its own on it ([`Broker::vhost`],
 //!   some milliseconds) and never harms the node.
 //!
@@ -13,6 +14,7 @@
 //! that looks five times a second whether the node's owner lives, and kills the process when it does not, whichever
 //! way it went. The kernel kills the process when its keeper dies (`PR_SET_PDEATHSIG`).
 //! The owner of a node from [`Broker::start`] is the test's process; dropping the [`Broker`] ends it at once.
+//! Dropping one that was lent leaves it to the next test.
 //! cargo-nextest runs every test in a process of its own, so there the owner of the shared node is nextest itself: the
 //! first test that wants the node starts it under a file lock, in a folder named after the run, and later ones find it there.
 //! Under `cargo test` each test binary has a shared node of its own.
@@ -24,7 +26,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::process::Signal;
 pub use node::Setup;
-use node::{Node, folder_of_nodes, random_name};
+use node::{Node, random_name};
 
 /// A RabbitMQ node. Dropping one that [`Broker::start`] gave ends it, and removes what it stored.
 pub struct Broker {
@@ -51,8 +53,19 @@ impl Broker {
     /// # Panics
     /// When it does not start: with its log.
     pub async fn start_with(setup: Setup) -> Self {
-        let node = off_thread(move || Node::start(&folder_of_nodes(), std::process::id(), true, &setup)).await;
+        let node = off_thread(move || node::own(&setup)).await;
         Self { node: Arc::new(node) }
+    }
+
+    /// Borrows a node that this test has to itself until it ends. It may do everything to it, but has to leave it running
+    /// and with the settings it found. After a test that fails, or leaves it with an alarm, the next one gets a new node.
+    ///
+    /// # Panics
+    /// When it does not start: with its log.
+    pub async fn lent() -> Self {
+        Self {
+            node: Arc::new(off_thread(node::lent).await),
+        }
     }
 
     /// Starts a node for this test alone that listens for TLS as well. In the folder are its certificate `broker.pem`

@@ -93,22 +93,33 @@ pub struct Setup {
 /// A node: with its processes if this process started it, else without.
 pub(super) struct Node {
     pub(super) facts: Facts,
-    private: bool,
+    hold: Hold,
     server: Mutex<Option<Kept>>,
     epmd: Mutex<Option<Kept>>,
 }
 
-/// A process, and the keeper that started it.
-struct Kept {
-    process: Process,
-    keeper: Child,
+/// What a test has of a node.
+pub(super) enum Hold {
+    /// It is one of those that use it.
+    Shared,
+    /// It is its own.
+    Own,
+    /// It is its own until it gives it back, by ending: then the lock on this file goes.
+    Lent(#[expect(dead_code, reason = "it is there to be dropped")] File),
 }
 
-/// The file through which test processes find the shared node.
+/// A process, and the keeper that started it, if that is a child of ours.
+struct Kept {
+    process: Process,
+    keeper: Option<Child>,
+}
+
+/// The file through which test processes find the shared node, or the one that is lent.
 #[derive(Serialize, Deserialize)]
 struct Shared {
     facts: Facts,
     server: Process,
+    epmd: Process,
 }
 
 impl Facts {
@@ -137,10 +148,10 @@ impl Facts {
 
 impl Node {
     /// Starts a node. Tries other ports if somebody took these between choice and use.
-    pub(super) fn start(folder: &Path, owner: u32, private: bool, setup: &Setup) -> Self {
+    pub(super) fn start(folder: &Path, owner: u32, hold: Hold, setup: &Setup) -> Self {
         let mut failures = String::new();
+        let mut node = Self::prepare(folder.join(random_name()), owner, hold, setup);
         for _ in 0..3 {
-            let node = Self::prepare(folder.join(random_name()), owner, private, setup);
             if let Some(certificates) = &setup.certificates {
                 node.offer_tls(certificates);
             }
@@ -152,12 +163,14 @@ impl Node {
             if !why.contains("eaddrinuse") {
                 break;
             }
+            let hold = std::mem::replace(&mut node.hold, Hold::Shared); // which leaves the old one alone
+            node = Self::prepare(folder.join(random_name()), owner, hold, setup);
         }
         panic!("{failures}");
     }
 
     /// Writes the files that a node reads at its start.
-    fn prepare(folder: PathBuf, owner: u32, private: bool, setup: &Setup) -> Self {
+    fn prepare(folder: PathBuf, owner: u32, hold: Hold, setup: &Setup) -> Self {
         assert!(
             Path::new(SCRIPTS).is_dir(),
             "rabbitmq-server is not installed: `tests/run` installs it"
@@ -183,7 +196,7 @@ impl Node {
         write("rabbitmq.conf", setup.config.clone() + "\n" + &facts.config(plugins));
         Self {
             facts,
-            private,
+            hold,
             server: Mutex::default(),
             epmd: Mutex::default(),
         }
@@ -251,7 +264,10 @@ impl Node {
         let pid = line.trim().parse().expect("the keeper says a number");
         let process = Process::read(pid);
         let process = process.unwrap_or_else(|| panic!("{command:?} ended at once; its log:\n{}", self.log()));
-        Kept { process, keeper }
+        Kept {
+            process,
+            keeper: Some(keeper),
+        }
     }
 
     /// A command that sees this node, and nothing of the system's.
@@ -384,8 +400,8 @@ impl Node {
 
     pub(super) fn assert_private(&self) {
         assert!(
-            self.private,
-            "other tests use this node too: a test that breaks one begins with Broker::start()"
+            !matches!(self.hold, Hold::Shared),
+            "other tests use this node too: a test that breaks one begins with Broker::start() or Broker::lent()"
         );
     }
 
@@ -401,7 +417,10 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if !self.private {
+        if matches!(self.hold, Hold::Shared) {
+            return;
+        }
+        if matches!(self.hold, Hold::Lent(_)) && !std::thread::panicking() && self.give_back() {
             return;
         }
         if std::thread::panicking() {
@@ -417,10 +436,12 @@ impl Drop for Node {
 }
 
 impl Kept {
-    fn kill(mut self) {
+    fn kill(self) {
         self.process.signal(Signal::KILL);
         // The keeper sees it end, reaps it, and ends.
-        let _ = self.keeper.wait();
+        if let Some(mut keeper) = self.keeper {
+            let _ = keeper.wait();
+        }
         wait_until(KILL_LIMIT, "a killed process is gone", || !self.process.is_alive());
     }
 }
@@ -433,38 +454,105 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Finds the node of this run, or starts it.
 pub(super) fn shared() -> Node {
     let Ok(run) = std::env::var("NEXTEST_RUN_ID") else {
-        return Node::start(&folder_of_nodes(), std::process::id(), false, &Setup::default());
+        return Node::start(&folder_of_nodes(), std::process::id(), Hold::Shared, &Setup::default());
     };
     let folder = folder_of_nodes();
+    let _guard = locked(&folder.join("lock"));
     let file = folder.join(format!("{run}.json"));
-    let guard = File::create(folder.join("lock")).expect("the target folder can be written");
-    guard.lock().expect("files there can be locked");
-    let known = fs::read(&file)
-        .ok()
-        .and_then(|text| serde_json::from_slice::<Shared>(&text).ok());
-    if let Some(Shared { facts, server }) = known
-        && server.is_alive()
-    {
+    if let Some(Shared { facts, .. }) = read_live(&file) {
         return Node {
             facts,
-            private: false,
+            hold: Hold::Shared,
             server: Mutex::default(),
             epmd: Mutex::default(),
         };
     }
     forget_past_runs(&folder);
-    let node = Node::start(&folder, std::os::unix::process::parent_id(), false, &Setup::default());
-    let server = lock(&node.server)
-        .as_ref()
-        .expect("it was just started")
-        .process
-        .clone();
-    let shared = Shared {
-        facts: node.facts.clone(),
-        server,
-    };
-    fs::write(&file, serde_json::to_vec(&shared).expect("it is plain data")).expect("the target folder can be written");
+    let node = Node::start(
+        &folder,
+        std::os::unix::process::parent_id(),
+        Hold::Shared,
+        &Setup::default(),
+    );
+    node.write_down(&file);
     node
+}
+
+/// Starts a node that is this test's own.
+pub(super) fn own(setup: &Setup) -> Node {
+    Node::start(&folder_of_nodes(), std::process::id(), Hold::Own, setup)
+}
+
+/// Takes the node that tests of this run lend each other, or starts it. Waits until the test before has ended.
+pub(super) fn lent() -> Node {
+    let Ok(run) = std::env::var("NEXTEST_RUN_ID") else {
+        return own(&Setup::default());
+    };
+    let folder = folder_of_nodes();
+    let hold = Hold::Lent(locked(&folder.join("lent.lock")));
+    let kept = |process| {
+        let keeper = None;
+        Mutex::new(Some(Kept { process, keeper }))
+    };
+    match read_live(&folder.join(format!("{run}.lent.json"))) {
+        Some(Shared { facts, server, epmd }) => Node {
+            facts,
+            hold,
+            server: kept(server),
+            epmd: kept(epmd),
+        },
+        None => Node::start(&folder, std::os::unix::process::parent_id(), hold, &Setup::default()),
+    }
+}
+
+impl Node {
+    /// Leaves the node to the next test that borrows one, if it is as good as new; whether it is.
+    fn give_back(&self) -> bool {
+        let is_whole = || {
+            speaks_amqp(self.facts.ports.amqp)
+                && self
+                    .ask("rabbit_alarm:get_alarms().")
+                    .is_ok_and(|answer| answer == "{ok,[]}")
+        };
+        let Ok(run) = std::env::var("NEXTEST_RUN_ID") else {
+            return false;
+        };
+        let file = folder_of_nodes().join(format!("{run}.lent.json"));
+        let is_whole = lock(&self.server).is_some() && is_whole();
+        if is_whole {
+            self.write_down(&file);
+        } else {
+            let _ = fs::remove_file(file);
+        }
+        is_whole
+    }
+
+    /// Writes the file through which others find it.
+    fn write_down(&self, file: &Path) {
+        let process = |kept: &Mutex<Option<Kept>>| {
+            let kept = lock(kept);
+            kept.as_ref().expect("it runs").process.clone()
+        };
+        let shared = Shared {
+            facts: self.facts.clone(),
+            server: process(&self.server),
+            epmd: process(&self.epmd),
+        };
+        fs::write(file, serde_json::to_vec(&shared).expect("it is plain data"))
+            .expect("the target folder can be written");
+    }
+}
+
+fn locked(file: &Path) -> File {
+    let file = File::create(file).expect("the target folder can be written");
+    file.lock().expect("files there can be locked");
+    file
+}
+
+/// The node of which a file tells, if it lives.
+fn read_live(file: &Path) -> Option<Shared> {
+    let shared: Shared = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    shared.server.is_alive().then_some(shared)
 }
 
 /// Removes the files through which tests of past runs found their nodes.
