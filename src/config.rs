@@ -26,14 +26,13 @@ mod file;
 mod keys;
 mod schema;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::executor::{Leftovers, Rights};
+use crate::executor::{Leftovers, Rights, Variables};
 use crate::flow::retry::Schedule;
 use crate::message::{Limits, SignalName, Status};
 use crate::transport::topology::Declare;
@@ -88,7 +87,7 @@ pub struct Pool {
     /// Where commands run, absolute; `None`: where the worker does.
     pub cwd: Option<PathBuf>,
     /// The whole environment of a command, apart from what its job adds.
-    pub env: Arc<BTreeMap<String, String>>,
+    pub env: Arc<Variables>,
     /// When jobs run again.
     pub retry: Retry,
     /// What commands may use.

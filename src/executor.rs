@@ -62,7 +62,7 @@ use crate::message::{Limits, SignalName};
 pub use cgroup::{CgroupError, Choice as CgroupChoice};
 use client::{Answer, Keeper};
 pub use client::{SpawnerOptions, Spawners, StartError};
-pub use environment::Environment;
+pub use environment::{Environment, Variables};
 pub use outcome::{End, NotStarted, Outcome};
 use protocol::Cause;
 use request::Request;

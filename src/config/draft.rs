@@ -363,7 +363,7 @@ fn pool(file: PoolFile, user: Option<UserIds>) -> Option<Pool> {
         rights,
         shell: file.shell?,
         cwd: file.cwd,
-        env: file.env?.into(),
+        env: Arc::new(file.env?.into()),
         retry: retry(file.retry?, file.dead_letter_exit_codes)?,
         limits: file.limits.unwrap_or_default(),
         output: output(file.output?)?,

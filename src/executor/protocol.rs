@@ -317,7 +317,16 @@ pub(super) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Packet
 ///
 /// Never for the types above; a type that postcard cannot write would be a bug.
 pub(super) fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
-    postcard::to_allocvec(message).map_err(io::Error::other)
+    encode_sized(message, 0)
+}
+
+/// Encodes a message of about so many bytes, for which there is room from the beginning.
+///
+/// # Errors
+///
+/// As [`encode`].
+pub(super) fn encode_sized<T: Serialize>(message: &T, size: usize) -> io::Result<Vec<u8>> {
+    postcard::to_extend(message, Vec::with_capacity(size)).map_err(io::Error::other)
 }
 
 /// Decodes a message, borrowing from its bytes.

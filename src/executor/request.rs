@@ -30,11 +30,7 @@ impl Request {
     pub(super) fn new(run: &Run) -> Result<Self, NotStarted> {
         let argv = [&run.program].into_iter().chain(&run.args);
         let argv = block(argv.map(|arg| [arg.as_bytes()]))?;
-        let env = block(
-            run.env
-                .iter()
-                .map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()]),
-        )?;
+        let env = run.env.encode()?;
         let cwd = block(run.cwd.iter().map(|cwd| [cwd.as_os_str().as_bytes()]))?;
         let candidates = program::candidates(run);
         let candidates = block(candidates.iter().map(|candidate| [candidate.as_slice()]))?;
@@ -57,14 +53,16 @@ impl Request {
         if argv.len() + env.len() > MAX_START / 2 {
             return Err(program::too_large(run));
         }
-        Self::encode(start).map_err(|error| {
+        let size = candidates.len() + argv.len() + env.len() + cwd.len() + ABOUT;
+        Self::encode(start, size).map_err(|error| {
             let message = format!("the request for it could not be made: {error}");
             NotStarted::new(FailureKind::SpawnFailed, message)
         })
     }
 
-    fn encode(start: ToKeeper<'_>) -> io::Result<Self> {
-        let bytes = protocol::encode(&start)?;
+    /// Encodes a request of about so many bytes.
+    fn encode(start: ToKeeper<'_>, size: usize) -> io::Result<Self> {
+        let bytes = protocol::encode_sized(&start, size)?;
         if bytes.len() <= MAX_PACKET {
             return Ok(Self { bytes, file: None });
         }
@@ -92,12 +90,19 @@ impl Request {
     }
 }
 
-/// Bytes that an environment seldom has more of.
-const USUAL: usize = 1024;
+/// Bytes that a request seldom has more of, beside its strings.
+const ABOUT: usize = 128;
 
 /// Strings, each made of parts and ended by a NUL.
-fn block<'a, const PARTS: usize>(strings: impl Iterator<Item = [&'a [u8]; PARTS]>) -> Result<Vec<u8>, NotStarted> {
-    let mut block = Vec::with_capacity(USUAL);
+///
+/// # Errors
+///
+/// When there is a NUL in one of them.
+pub(super) fn block<'a, const PARTS: usize>(
+    strings: impl Iterator<Item = [&'a [u8]; PARTS]> + Clone,
+) -> Result<Vec<u8>, NotStarted> {
+    let size = |parts: [&[u8]; PARTS]| parts.iter().map(|part| part.len()).sum::<usize>() + 1;
+    let mut block = Vec::with_capacity(strings.clone().map(size).sum());
     for parts in strings {
         let start = block.len();
         parts.iter().for_each(|part| block.extend_from_slice(part));

@@ -396,7 +396,7 @@ mod tests {
         let mut pool = Pool::default_pool();
         pool.delivery_limit = 3;
         let env = [("A".to_owned(), "pool".to_owned()), ("B".to_owned(), "pool".to_owned())];
-        pool.env = std::sync::Arc::new(env.into());
+        pool.env = std::sync::Arc::new(BTreeMap::from(env).into());
         pool
     }
 

@@ -148,7 +148,7 @@ impl<T: Transport> Rig<T> {
             stop_grace: PATIENCE,
             ..Pool::default_pool()
         };
-        Arc::make_mut(&mut pool.env).insert(MARK.into(), self.mark.clone());
+        Arc::make_mut(&mut pool.env).extend([(MARK.into(), self.mark.clone())]);
         pool.shell = vec!["/bin/sh".into(), "-c".into()];
         pool
     }
@@ -297,7 +297,7 @@ impl<T: Transport> Rig<T> {
     pub async fn take_all(&self, queue: &str) -> Vec<Envelope> {
         let mut taken = Vec::new();
         for delivery in self.look_through(queue).await {
-            taken.push(delivery.envelope.clone());
+            taken.push((*delivery.envelope).clone());
             delivery.ack().await.expect("the session is live");
         }
         taken
