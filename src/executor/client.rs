@@ -262,9 +262,11 @@ impl Spawners {
                 let process = spawner.process.lock().await;
                 process.exit()
             };
-            if let Ok(exit) = exit {
+            match exit {
                 // An error means that the runtime is shutting down, and then nobody polls any more.
-                let _ = exit.readable().await;
+                Ok(exit) => drop(exit.readable().await),
+                // For want of a descriptor, say. It is looked after now and then until it can be watched.
+                Err(_) => tokio::time::sleep(START_AGAIN).await,
             }
             let mut process = spawner.process.lock().await;
             if let Err(error) = self.replace(&mut process).await {
@@ -519,10 +521,17 @@ fn watch<T: AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
 }
 
 /// Reads one packet, once there is one.
+///
+/// Packets come one at a time, as answers, so the socket counts as empty after each; a look whether it is would be a
+/// system call for every command. What comes later, the other end's death too, makes it readable again.
 async fn read<T: AsFd + AsRawFd>(socket: &AsyncFd<T>, buffer: &mut [u8]) -> io::Result<Packet> {
-    socket
-        .async_io(Interest::READABLE, |socket| protocol::receive(socket, buffer))
-        .await
+    loop {
+        let mut ready = socket.readable().await?;
+        if let Ok(packet) = ready.try_io(|socket| protocol::receive(socket, buffer)) {
+            ready.clear_ready();
+            return packet;
+        }
+    }
 }
 
 /// Whether a spawner is dead, from what a question to it came to.
