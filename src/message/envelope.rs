@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::IntErrorKind;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -137,8 +139,7 @@ impl Properties {
 
     /// Makes the message another one than all before it, whatever else it says.
     pub fn make_unique(&mut self) {
-        let number = JobId::random().to_string();
-        self.headers.insert(header::UNIQUE.to_owned(), number.into());
+        self.headers.insert(header::UNIQUE.to_owned(), unique().into());
     }
 
     /// How often the message has come back to its queue, where the queue counts it.
@@ -203,6 +204,14 @@ impl Properties {
             _ => None,
         }
     }
+}
+
+/// A number that no other message has: one that no other process has, and a count. To ask the kernel for a random one each
+/// time takes longer than all else that is done for a message.
+fn unique() -> String {
+    static PROCESS: LazyLock<JobId> = LazyLock::new(JobId::random);
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Shows the body's length only: it may hold secrets, and `Debug` ends in logs.

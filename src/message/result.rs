@@ -191,6 +191,9 @@ pub enum FailureKind {
     Other,
 }
 
+/// Bytes that a result seldom has more of, beside what its command wrote.
+const BESIDE_OUTPUTS: usize = 1024;
+
 impl JobResult {
     /// Returns the property `message_id` of the result: the job's id and the attempt.
     pub fn message_id(&self) -> String {
@@ -199,8 +202,10 @@ impl JobResult {
 
     /// Writes the result as JSON on one line, without the optional fields that are not there.
     pub fn encode(&self) -> Bytes {
-        let body = serde_json::to_vec(self);
-        body.expect("keys are strings, and no field can fail").into()
+        let outputs = self.stdout.text.len() + self.stderr.text.len();
+        let mut body = Vec::with_capacity(BESIDE_OUTPUTS + outputs);
+        serde_json::to_writer(&mut body, self).expect("keys are strings, and no field can fail");
+        body.into()
     }
 
     /// Reads a result; fields that this version doesn't know are ignored.
