@@ -243,8 +243,8 @@ pub struct QueueDepth {
 /// back to its queue.
 #[must_use = "a delivery that is dropped goes back to its queue"]
 pub struct Delivery {
-    /// The message.
-    pub envelope: Envelope,
+    /// The message, which whoever has it in hand may share.
+    pub envelope: Arc<Envelope>,
     /// The routing key it came with.
     pub routing_key: String,
     /// The broker has handed it out before.
@@ -263,9 +263,14 @@ impl std::fmt::Debug for Delivery {
 
 impl Delivery {
     /// A delivery that `settler` will settle.
-    pub fn new(envelope: Envelope, routing_key: String, redelivered: bool, settler: Box<dyn Settler>) -> Self {
+    pub fn new(
+        envelope: impl Into<Arc<Envelope>>,
+        routing_key: String,
+        redelivered: bool,
+        settler: Box<dyn Settler>,
+    ) -> Self {
         Self {
-            envelope,
+            envelope: envelope.into(),
             routing_key,
             redelivered,
             settler,

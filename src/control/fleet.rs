@@ -122,7 +122,7 @@ impl Question {
                 break; // no more come
             };
             let delivery = next.ok_or(LostInbox)?;
-            let Envelope { body, properties } = delivery.envelope.clone();
+            let Envelope { body, properties } = (*delivery.envelope).clone();
             // It goes with the inbox all the same.
             let _ = delivery.ack().await;
             if properties.correlation_id.as_ref() == Some(&self.id)

@@ -244,7 +244,7 @@ impl World {
         while taken.len() < count {
             let next = tokio::time::timeout(PATIENCE, subscription.next()).await;
             let delivery = next.expect("it was counted").expect("the session is live");
-            taken.push(delivery.envelope.clone());
+            taken.push((*delivery.envelope).clone());
             delivery.ack().await.expect("the session is live");
         }
         taken

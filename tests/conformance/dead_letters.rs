@@ -105,7 +105,7 @@ pub async fn our_own_headers_survive_a_publish_to_the_dead_exchange<T: Transport
 
     let mut dead = bench.subscribe(&names.dead(), 1).await;
     let delivery = take(&mut dead).await;
-    assert_eq!(delivery.envelope, letter.envelope);
+    assert_eq!(*delivery.envelope, letter.envelope);
     assert_eq!(delivery.routing_key, "p");
 }
 

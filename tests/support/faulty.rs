@@ -347,7 +347,7 @@ impl Settler for FaultySettler {
 }
 
 async fn ack(delivery: Delivery, script: &Script) -> Result<(), SettleError> {
-    let envelope = delivery.envelope.clone();
+    let envelope = (*delivery.envelope).clone();
     match due(&script.ack, &envelope) {
         // The delivery is dropped, and so given back.
         Some(AckFault::Lost) => return Err(SettleError),

@@ -16,7 +16,7 @@ use crate::transport::{Publication, STREAM_OFFSET};
 pub(super) struct Letter {
     pub(super) exchange: String,
     pub(super) routing_key: String,
-    envelope: Envelope,
+    envelope: Arc<Envelope>,
     /// Newest first, at most one for each queue and reason.
     deaths: Vec<Death>,
 }
@@ -68,7 +68,7 @@ impl From<&Publication> for Letter {
         Self {
             exchange: publication.exchange.clone(),
             routing_key: publication.routing_key.clone(),
-            envelope: publication.envelope.clone(),
+            envelope: Arc::new(publication.envelope.clone()),
             deaths: Vec::new(),
         }
     }
@@ -76,15 +76,16 @@ impl From<&Publication> for Letter {
 
 impl Letter {
     /// What a consumer gets: the message, how often it came back before, and where it is if it is in a stream.
-    pub(super) fn envelope(&self, returns: u32, offset: Option<u64>) -> Envelope {
+    pub(super) fn envelope(&self, returns: u32, offset: Option<u64>) -> Arc<Envelope> {
         let mut envelope = self.envelope.clone();
         if let Some(offset) = offset.and_then(|offset| i64::try_from(offset).ok()) {
-            let headers = &mut envelope.properties.headers;
+            let headers = &mut Arc::make_mut(&mut envelope).properties.headers;
             headers.insert(STREAM_OFFSET.into(), HeaderValue::Int(offset));
         }
         if returns > 0 {
             let count = HeaderValue::Int(i64::from(returns));
-            envelope.properties.headers.insert("x-delivery-count".into(), count);
+            let headers = &mut Arc::make_mut(&mut envelope).properties.headers;
+            headers.insert("x-delivery-count".into(), count);
         }
         envelope
     }
@@ -122,7 +123,7 @@ impl Letter {
     }
 
     fn record(&mut self, death: Death) {
-        let headers = &mut self.envelope.properties.headers;
+        let headers = &mut Arc::make_mut(&mut self.envelope).properties.headers;
         if self.deaths.is_empty() {
             death.write_parts("first", headers);
         }

@@ -65,7 +65,7 @@ async fn take(broker: &Memory, queue: &str, count: usize) -> Vec<Envelope> {
             .await
             .unwrap()
             .unwrap();
-        taken.push(delivery.envelope.clone());
+        taken.push((*delivery.envelope).clone());
         delivery.ack().await.unwrap();
     }
     let depth = broker.queue_depth(queue).await.unwrap().unwrap();
