@@ -8,11 +8,11 @@ use tokio::sync::Notify;
 use super::queue::QueueId;
 
 /// A consumer, for as long as the broker lives.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ConsumerId(pub(super) u64);
 
 /// A message in a consumer's hands.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Tag(pub(super) u64);
 
 pub(super) struct Consumer {

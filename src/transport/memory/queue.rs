@@ -2,7 +2,7 @@
 //!
 //! A stream is a queue whose messages stay: each of its readers has a place of its own, the position of its next message.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(super) struct QueueState {
     /// By position, so that what comes back finds its place. All wait equally long: the first expires first.
     ready: BTreeMap<u64, Message>,
     /// Of a stream: the position of each reader's next message.
-    places: HashMap<ConsumerId, u64>,
+    places: BTreeMap<ConsumerId, u64>,
     next_position: u64,
     /// Consumers that may get a message, each once.
     turns: VecDeque<ConsumerId>,
@@ -46,7 +46,7 @@ impl QueueState {
             lifetime,
             consumers: 0,
             ready: BTreeMap::new(),
-            places: HashMap::new(),
+            places: BTreeMap::new(),
             next_position: 0,
             turns: VecDeque::new(),
         }

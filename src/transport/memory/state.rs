@@ -5,7 +5,7 @@
 //! passes unasked, so every operation first lets expire what is due ([`State::expire`]), and who waits, waits no
 //! longer than until the next expiry.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use tokio::sync::Notify;
@@ -25,9 +25,9 @@ pub(super) struct State {
     pub(super) exchanges: Exchanges,
     /// The queue each name means; every one is in `queues`, and no binding or timer outlives its queue.
     pub(super) names: HashMap<String, QueueId>,
-    pub(super) queues: HashMap<QueueId, QueueState>,
-    consumers: HashMap<ConsumerId, Consumer>,
-    unsettled: HashMap<Tag, Unsettled>,
+    pub(super) queues: BTreeMap<QueueId, QueueState>,
+    consumers: BTreeMap<ConsumerId, Consumer>,
+    unsettled: BTreeMap<Tag, Unsettled>,
     /// Queues whose messages expire.
     pub(super) timed: Vec<QueueId>,
     /// Nothing expires before this; what was first may be gone by then.
@@ -258,7 +258,7 @@ impl State {
         for id in ids {
             self.cancel(id);
         }
-        for (_, consumer) in self.consumers.drain() {
+        for consumer in std::mem::take(&mut self.consumers).into_values() {
             consumer.changed.notify_one();
         }
         for (_, unsettled) in std::mem::take(&mut self.unsettled) {
