@@ -1,5 +1,6 @@
 //! A command's environment: what all commands of a pool share, and what one has over it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
@@ -57,8 +58,8 @@ impl Extend<(String, String)> for Variables {
 #[derive(Clone, Default)]
 pub struct Environment {
     shared: Arc<Variables>,
-    /// These win.
-    own: BTreeMap<String, String>,
+    /// These win. The names that every command gets are not copied for each.
+    own: BTreeMap<Cow<'static, str>, String>,
 }
 
 impl Environment {
@@ -79,9 +80,14 @@ impl Environment {
 
     /// Every variable once, with its value.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
-        let shared = self.shared.iter().filter(|(name, _)| !self.own.contains_key(*name));
-        let all = shared.chain(&self.own);
-        all.map(|(name, value)| (name.as_str(), value.as_str()))
+        let shared = self.shared.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        shared
+            .filter(|(name, _)| !self.own.contains_key(*name))
+            .chain(self.own())
+    }
+
+    fn own(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
+        self.own.iter().map(|(name, value)| (&**name, value.as_str()))
     }
 
     /// All of it as `KEY=value`, each ended by a NUL.
@@ -89,33 +95,42 @@ impl Environment {
     /// # Errors
     ///
     /// When there is a NUL in one of them.
-    pub(super) fn encode(&self) -> Result<Vec<u8>, NotStarted> {
-        let is_new = |name: &String| !self.shared.contains_key(name);
-        let Some(shared) = self.shared.block().filter(|_| self.own.keys().all(is_new)) else {
-            return encode(self.iter());
+    pub(super) fn encode(&self) -> Result<Encoded<'_>, NotStarted> {
+        let is_new = |(name, _)| !self.shared.contains_key(name);
+        let Some(shared) = self.shared.block().filter(|_| self.own().all(is_new)) else {
+            let own = encode(self.iter())?;
+            return Ok(Encoded { shared: &[], own });
         };
         // As good as always: what commands share is written down already.
-        let own = encode(self.own.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
-        Ok([shared, &own].concat())
+        let own = encode(self.own())?;
+        Ok(Encoded { shared, own })
     }
+}
+
+/// An environment in two blocks.
+pub(super) struct Encoded<'a> {
+    /// What other commands have too.
+    pub(super) shared: &'a [u8],
+    /// The rest, or all of it.
+    pub(super) own: Vec<u8>,
 }
 
 fn encode<'a>(variables: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> Result<Vec<u8>, NotStarted> {
     block(variables.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()]))
 }
 
-impl Extend<(String, String)> for Environment {
-    fn extend<I: IntoIterator<Item = (String, String)>>(&mut self, variables: I) {
-        self.own.extend(variables);
+impl<N: Into<Cow<'static, str>>> Extend<(N, String)> for Environment {
+    fn extend<I: IntoIterator<Item = (N, String)>>(&mut self, variables: I) {
+        let variables = variables.into_iter();
+        self.own.extend(variables.map(|(name, value)| (name.into(), value)));
     }
 }
 
 impl From<BTreeMap<String, String>> for Environment {
     fn from(own: BTreeMap<String, String>) -> Self {
-        Self {
-            shared: Arc::default(),
-            own,
-        }
+        let mut environment = Self::default();
+        environment.extend(own);
+        environment
     }
 }
 
@@ -148,7 +163,10 @@ mod tests {
     #[test]
     fn what_is_encoded_has_every_variable_once_also_when_more_came_to_the_pool() {
         let mut pool = Arc::new(Variables::from(map(&[("A", "pool"), ("B", "pool")])));
-        let encoded = |env: Environment| String::from_utf8(env.encode().unwrap()).unwrap();
+        let encoded = |env: Environment| {
+            let Encoded { shared, own } = env.encode().unwrap();
+            String::from_utf8([shared, &own].concat()).unwrap()
+        };
         assert_eq!(encoded(over(&pool, &[("C", "job")])), "A=pool\0B=pool\0C=job\0");
         assert_eq!(encoded(over(&pool, &[("B", "job")])), "A=pool\0B=job\0");
         Arc::make_mut(&mut pool).extend(map(&[("D", "more")]));

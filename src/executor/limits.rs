@@ -4,7 +4,9 @@
 //! whatever it starts. They count each process alone, except `processes`, which counts all of the user's. A limit above
 //! what the worker itself may have is lowered to that.
 
-use rustix::process::{Resource, Rlimit, getrlimit};
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::message::{Enforcer, Limits, LimitsApplied};
@@ -47,8 +49,7 @@ impl Bounds {
         }
     }
 
-    /// What to set on a process, leaving out what is `None`, and never a core file: it would hold up the end of the
-    /// command, and stay when all else is gone. A command that wants one can raise that limit again.
+    /// What to set on a process, leaving out what is `None`.
     pub(super) fn rlimits(&self) -> Vec<(Resource, Rlimit)> {
         let wanted = [
             (Resource::As, self.memory, 0),
@@ -60,11 +61,7 @@ impl Bounds {
         let given = wanted.into_iter().filter_map(|(resource, value, slack)| {
             Some((resource, rlimit(value?, slack, getrlimit(resource).maximum)))
         });
-        let no_core = Rlimit {
-            current: Some(0),
-            maximum: getrlimit(Resource::Core).maximum,
-        };
-        given.chain([(Resource::Core, no_core)]).collect()
+        given.collect()
     }
 
     /// Who enforces what was asked for, given what a cgroup holds of it.
@@ -79,6 +76,20 @@ impl Bounds {
             cpu_time: by(self.cpu_seconds, false),
         }
     }
+}
+
+/// Has this process leave no core file, and what it starts neither: it would hold up the end of a command, and stay when
+/// all else is gone. A command that wants one can raise that limit again.
+///
+/// # Errors
+///
+/// When the kernel refuses, which it never does to lower a limit.
+pub(super) fn forbid_core_files() -> io::Result<()> {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: getrlimit(Resource::Core).maximum,
+    };
+    Ok(setrlimit(Resource::Core, none)?)
 }
 
 /// The soft limit `value` and a hard limit `slack` above it, neither above `ceiling`.
@@ -116,6 +127,6 @@ mod tests {
         assert_eq!(applied.processes, Some(Enforcer::Rlimit));
         assert_eq!(applied.cpu_time, Some(Enforcer::Rlimit));
         assert_eq!((applied.open_files, applied.file_size), (None, None));
-        assert_eq!(bounds.rlimits().len(), 4);
+        assert_eq!(bounds.rlimits().len(), 3);
     }
 }

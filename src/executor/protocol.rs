@@ -86,9 +86,12 @@ pub(super) struct Start<'a> {
     /// The program's name and its arguments.
     #[serde(serialize_with = "whole")]
     pub(super) argv: &'a [u8],
-    /// The whole environment, as `KEY=value`.
+    /// The environment, as `KEY=value`: what it shares with other commands.
     #[serde(serialize_with = "whole")]
-    pub(super) env: &'a [u8],
+    pub(super) shared_env: &'a [u8],
+    /// And the rest of it.
+    #[serde(serialize_with = "whole")]
+    pub(super) own_env: &'a [u8],
     /// The directory, NUL-ended; empty for the helper's own, which is the worker's.
     #[serde(serialize_with = "whole")]
     pub(super) cwd: &'a [u8],
@@ -371,7 +374,8 @@ mod tests {
         ToKeeper::Start(Box::new(Start {
             candidates: b"/bin/true\0",
             argv: b"true\0--help\0\0",
-            env: b"A=\xff\0",
+            shared_env: b"A=\xff\0",
+            own_env: b"B=b\0",
             cwd: b"/\0",
             schedule: Schedule {
                 warning: Some(Warning {

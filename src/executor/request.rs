@@ -37,7 +37,8 @@ impl Request {
         let start = ToKeeper::Start(Box::new(Start {
             candidates: &candidates,
             argv: &argv,
-            env: &env,
+            shared_env: env.shared,
+            own_env: &env.own,
             cwd: &cwd,
             schedule: Schedule {
                 warning: run.warning,
@@ -50,10 +51,11 @@ impl Request {
             rights: run.rights.clone(),
             has_stdin: !run.stdin.is_empty(),
         }));
-        if argv.len() + env.len() > MAX_START / 2 {
+        if argv.len() + env.shared.len() + env.own.len() > MAX_START / 2 {
             return Err(program::too_large(run));
         }
-        let size = candidates.len() + argv.len() + env.len() + cwd.len() + ABOUT;
+        let strings = [&candidates, &argv, env.shared, &env.own, &cwd];
+        let size = ABOUT + strings.iter().map(|block| block.len()).sum::<usize>();
         Self::encode(start, size).map_err(|error| {
             let message = format!("the request for it could not be made: {error}");
             NotStarted::new(FailureKind::SpawnFailed, message)

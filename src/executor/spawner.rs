@@ -28,6 +28,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{DumpableBehavior, Pid, Signal, kill_process, kill_process_group};
 
 use super::cgroup::Domain;
+use super::limits;
 use super::protocol::{self, FromSpawner, MAX_PACKET, Packet, ToSpawner, receive};
 
 /// The first argument of a process that is to be a spawner instead of a command line.
@@ -94,6 +95,7 @@ impl Spawner {
         // What the worker's parent left open is none of a command's business.
         sys::close_from(3)?;
         rustix::process::setsid()?;
+        limits::forbid_core_files()?;
         rustix::thread::set_name(c"synthex-spawner")?;
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         // A job of the same user must not look into, or debug, the processes that hold it.

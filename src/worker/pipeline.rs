@@ -325,7 +325,7 @@ impl<T: Transport> Pipeline<T> {
             ("SYNTHEX_POOL", self.pool.name.to_string()),
             ("SYNTHEX_DEADLINE", deadline.to_string()),
         ];
-        run.env.extend(facts.map(|(name, value)| (name.to_owned(), value)));
+        run.env.extend(facts);
         run
     }
 

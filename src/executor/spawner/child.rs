@@ -35,7 +35,6 @@ pub(super) struct Prepared<'a> {
     user: Option<User>,
     restriction: Option<OwnedFd>,
     stdio: Stdio<'a>,
-    keeper: Pid,
 }
 
 /// Numbers of a user in the kernel's types.
@@ -77,13 +76,12 @@ impl<'a> Prepared<'a> {
         };
         Ok(Self {
             start,
-            argv: Strings::new(start.argv),
-            env: Strings::new(start.env),
+            argv: Strings::new([start.argv]),
+            env: Strings::new([start.shared_env, start.own_env]),
             rlimits,
             user: user.as_ref().map(User::from),
             restriction,
             stdio,
-            keeper: rustix::process::getpid(),
         })
     }
 
@@ -93,10 +91,10 @@ impl<'a> Prepared<'a> {
     ///
     /// The step that failed. Nothing is left of it.
     pub(super) fn spawn(&self, birth: &mut Birth, cgroup: Option<BorrowedFd<'_>>) -> Result<Pid, Failure> {
-        let Birth { stack, note } = birth;
+        let Birth { stack, note, keeper } = birth;
         let mut child = || {
             note.write(BORN);
-            let (step, errno) = self.become_program();
+            let (step, errno) = self.become_program(*keeper);
             note.write(write_failure(step, errno));
         };
         let pid = sys::vfork(stack, &mut child, cgroup).map_err(|error| failed(Step::Fork, &error))?;
@@ -111,8 +109,8 @@ impl<'a> Prepared<'a> {
     }
 
     /// Runs in the child. Returns only what went wrong.
-    fn become_program(&self) -> (Step, Errno) {
-        match self.enter().and_then(|()| self.give_up_rights()) {
+    fn become_program(&self, keeper: Pid) -> (Step, Errno) {
+        match self.enter().and_then(|()| self.give_up_rights(keeper)) {
             Ok(()) => (Step::Exec, self.exec()),
             Err(failure) => failure,
         }
@@ -136,7 +134,7 @@ impl<'a> Prepared<'a> {
 
     /// In the order in which each step is still allowed: the user's own rights decide whether the directory may be
     /// entered, and no right is needed to restrict what may be gained.
-    fn give_up_rights(&self) -> Result<(), (Step, Errno)> {
+    fn give_up_rights(&self, keeper: Pid) -> Result<(), (Step, Errno)> {
         if let Some(user) = &self.user {
             become_user(user).map_err(|errno| (Step::User, errno))?;
         }
@@ -146,10 +144,10 @@ impl<'a> Prepared<'a> {
         if let Ok(cwd) = CStr::from_bytes_with_nul(self.start.cwd) {
             rustix::process::chdir(cwd).map_err(|errno| (Step::Cwd, errno))?;
         }
-        self.forgo_rights().map_err(|errno| (Step::Rights, errno))
+        self.forgo_rights(keeper).map_err(|errno| (Step::Rights, errno))
     }
 
-    fn forgo_rights(&self) -> Result<(), Errno> {
+    fn forgo_rights(&self, keeper: Pid) -> Result<(), Errno> {
         if !self.start.rights.may_gain {
             rustix::thread::set_no_new_privs(true)?;
         }
@@ -159,7 +157,7 @@ impl<'a> Prepared<'a> {
         sys::close_from(3)?;
         // Changing the user clears this, so it comes late; a keeper that died before it is seen by its absence.
         rustix::process::set_parent_process_death_signal(Some(KEEPER_DIED))?;
-        if rustix::process::getppid() != Some(self.keeper) {
+        if rustix::process::getppid() != Some(keeper) {
             return Err(Errno::SRCH);
         }
         sys::unblock_signals();
@@ -203,6 +201,8 @@ pub(super) const STILLBORN: Failure = Failure {
 pub(super) struct Birth {
     stack: Stack,
     note: Note,
+    /// Who gives birth.
+    keeper: Pid,
 }
 
 impl Birth {
@@ -210,6 +210,7 @@ impl Birth {
         Ok(Self {
             stack: Stack::new(),
             note: Note::new()?,
+            keeper: rustix::process::getpid(),
         })
     }
 }

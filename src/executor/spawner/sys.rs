@@ -9,6 +9,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
+use std::iter;
 use std::marker::PhantomData;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -173,12 +174,17 @@ pub(super) struct Strings<'a> {
 }
 
 impl<'a> Strings<'a> {
-    /// Of a block in which each string ends with a NUL.
-    pub(super) fn new(block: &'a [u8]) -> Self {
-        let strings = block.split_inclusive(|&byte| byte == 0);
-        let ended = strings.filter_map(|string| CStr::from_bytes_with_nul(string).ok());
+    /// Of blocks in which each string ends with a NUL.
+    pub(super) fn new<const BLOCKS: usize>(blocks: [&'a [u8]; BLOCKS]) -> Self {
+        let strings = blocks.into_iter().flat_map(|mut rest| {
+            iter::from_fn(move || {
+                let string = CStr::from_bytes_until_nul(rest).ok()?;
+                rest = &rest[string.to_bytes_with_nul().len()..];
+                Some(string.as_ptr())
+            })
+        });
         Self {
-            pointers: ended.map(CStr::as_ptr).chain([ptr::null()]).collect(),
+            pointers: strings.chain([ptr::null()]).collect(),
             block: PhantomData,
         }
     }
