@@ -74,8 +74,9 @@ impl Job {
 /// Reads a job that has nothing wrong with it and no object within, as most: in one go, where [`read`] needs three. `None`
 /// of any other, which may be good all the same.
 fn read_flat(body: &[u8]) -> Option<Job> {
-    let is_object = body.trim_ascii_start().starts_with(b"{");
-    let job: Job = is_object.then(|| serde_json::from_slice(body).ok())??;
+    let text = str::from_utf8(body).ok()?;
+    let is_object = text.trim_ascii_start().starts_with('{');
+    let job: Job = is_object.then(|| serde_json::from_str(text).ok())??;
     // What belongs into these may have come as an array.
     let is_flat = job.retry.is_none() && job.limits.is_none() && job.output.is_none();
     is_flat.then_some(job)

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -13,9 +14,9 @@ use uuid::Uuid;
 
 use super::units::{ParseError, as_text};
 
-/// Identifies a job; chosen by its producer, or made on receipt.
+/// Identifies a job; chosen by its producer, or made on receipt. A clone is cheap, as all that is told of a job has one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct JobId(String);
+pub struct JobId(Arc<str>);
 
 impl JobId {
     /// What error messages call an id.
@@ -24,7 +25,7 @@ impl JobId {
 
     /// Makes an id that nobody else has: a UUIDv7, so ids sort by the time they were made.
     pub fn random() -> Self {
-        Self(Uuid::now_v7().to_string())
+        Self(Uuid::now_v7().to_string().into())
     }
 
     /// Returns the id as text.
@@ -41,12 +42,7 @@ impl TryFrom<String> for JobId {
     type Error = ParseError;
 
     fn try_from(text: String) -> Result<Self, ParseError> {
-        let fits = (1..=Self::MAX_LEN).contains(&text.len());
-        if fits && text.bytes().all(Self::allows) {
-            Ok(Self(text))
-        } else {
-            Err(ParseError::new(Self::EXPECTED, &text))
-        }
+        text.parse()
     }
 }
 
@@ -54,7 +50,12 @@ impl FromStr for JobId {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        Self::try_from(text.to_owned())
+        let fits = (1..=Self::MAX_LEN).contains(&text.len());
+        if fits && text.bytes().all(Self::allows) {
+            Ok(Self(text.into()))
+        } else {
+            Err(ParseError::new(Self::EXPECTED, text))
+        }
     }
 }
 
