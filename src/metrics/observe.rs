@@ -73,6 +73,9 @@ impl WorkerFamilies {
     }
 
     fn stream_ended(&self, pool: &str, stream: &str, account: StreamAccount) {
+        if account.bytes == 0 {
+            return; // as of most; the series are there from the start
+        }
         let labels = [pool, stream];
         self.output_bytes_total.at(labels).inc_by(account.bytes);
         let dropped = self.output_dropped_bytes_total.at(labels);

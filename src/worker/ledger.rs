@@ -317,6 +317,19 @@ impl State {
         Some(past)
     }
 
+    /// Writes down anew, as of now, what stands under a number, unless that was forgotten.
+    fn renew(&mut self, number: u64, what: What) {
+        let Some(past) = self.past.remove(&number) else { return };
+        let renewed = self.next;
+        self.next += 1;
+        let numbers = self.numbers.get_mut(&past.key).into_iter().flatten();
+        numbers
+            .filter(|other| **other == number)
+            .for_each(|other| *other = renewed);
+        let since = Instant::now();
+        self.past.insert(renewed, Past { what, since, ..past });
+    }
+
     /// What is remembered of a message that has come back `returns` times, and forgets it.
     fn recall(&mut self, key: MessageKey, returns: u32) -> Option<What> {
         let is_it = |number: &u64| {
@@ -385,11 +398,8 @@ impl Held {
             Some(delivery) => delivery.ack().await?,
             None => return Err(SettleError),
         }
-        let mut state = self.ledger.state();
         // Written down anew, as a question that was asked before says nothing of it; unless it came again meanwhile.
-        if state.forget(number).is_some() {
-            state.remember(self.key, What::Acked);
-        }
+        self.ledger.state().renew(number, What::Acked);
         Ok(())
     }
 

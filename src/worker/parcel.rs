@@ -65,7 +65,8 @@ impl Parcel {
             publication,
         });
         let purpose = Purpose::Result;
-        let mut mail = vec![Mail { purpose, publication }];
+        let mut mail = Vec::with_capacity(2); // seldom more
+        mail.push(Mail { purpose, publication });
         mail.extend(reply);
         mail.extend(follow_up(names, pool, job, ticket, result, next));
         Self {

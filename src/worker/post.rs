@@ -68,8 +68,9 @@ impl<T: Transport> Post<T> {
     /// Publishes the result to all who should have it, then what comes after it; false when told to abort.
     async fn publish(&self, parcel: &Parcel, stop: &Shutdown, trouble: &Notify) -> bool {
         let is_answer = |mail: &&Mail| matches!(mail.purpose, Purpose::Result | Purpose::Reply);
-        let (answers, follow_ups): (Vec<_>, Vec<_>) = parcel.mail.iter().partition(is_answer);
-        if !self.publish_answers(parcel, &answers, stop, trouble).await {
+        let count = parcel.mail.iter().take_while(is_answer).count(); // they come first
+        let (answers, follow_ups) = parcel.mail.split_at(count);
+        if !self.publish_answers(parcel, answers, stop, trouble).await {
             return false;
         }
         for mail in follow_ups {
@@ -80,7 +81,7 @@ impl<T: Transport> Post<T> {
         true
     }
 
-    async fn publish_answers(&self, parcel: &Parcel, answers: &[&Mail], stop: &Shutdown, trouble: &Notify) -> bool {
+    async fn publish_answers(&self, parcel: &Parcel, answers: &[Mail], stop: &Shutdown, trouble: &Notify) -> bool {
         let _unconfirmed = Unconfirmed::new(self, parcel);
         let answers = answers.iter().map(|mail| self.publish_one(parcel, mail, stop, trouble));
         join_all(answers).await.into_iter().all(|done| done)
