@@ -32,7 +32,7 @@ use crate::worker::event::{Event, Observer, Observers};
 use crate::worker::log::EventLog;
 use crate::worker::orders::Orders;
 use crate::worker::spool::SpoolError;
-use crate::worker::{Ending, Holds, Identity, Ledgers, Watch, Worker};
+use crate::worker::{Ending, Holds, Identity, InHand, Ledgers, Watch, Worker};
 use service_manager::ServiceManager;
 use signals::Signals;
 
@@ -200,6 +200,7 @@ impl Parts {
             channels: self.channels.clone(),
             tasks: self.tasks.clone(),
             ending: Ending::new(shutdown.clone()),
+            in_hand: InHand::default(),
             ledgers: Ledgers::default(),
             spool: None,
             watch: Watch::default(),

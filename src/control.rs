@@ -28,7 +28,7 @@ use crate::transport::Transport;
 use crate::transport::topology::{Declare, Names, Topology};
 use crate::worker::event::Observer;
 use crate::worker::orders::Orders;
-use crate::worker::{Identity, Worker};
+use crate::worker::{Identity, InHand, Worker};
 pub use board::{Board, BoardPool};
 use desk::Desk;
 use follower::Follower;
@@ -39,6 +39,7 @@ pub struct Control<T> {
     names: Names,
     identity: Identity,
     orders: Orders,
+    in_hand: InHand,
     observer: Arc<dyn Observer>,
     board: Board,
     /// What it finds or makes on the broker.
@@ -58,6 +59,7 @@ impl<T: Transport> Control<T> {
             names: worker.names.clone(),
             identity: worker.identity.clone(),
             orders: worker.orders.clone(),
+            in_hand: worker.in_hand.clone(),
             observer: worker.observer.clone(),
             board,
             topology: Arc::new(Topology::control(&worker.names)),

@@ -16,7 +16,7 @@
 //! - A job refuses unknown fields; a result read back ignores them, so results may grow.
 //!
 //! Not here: what a pool allows (its `max_timeout`, its defaults), and anything that talks to a
-//! broker. Reading order: [`job`], [`result`], [`control`], [`envelope`], then [`units`].
+//! broker. Reading order: [`job`], [`result`], [`control`], [`inventory`], [`envelope`], then [`units`].
 
 mod check;
 pub mod control;
@@ -24,6 +24,7 @@ mod decode;
 mod ending;
 pub mod envelope;
 pub mod id;
+pub mod inventory;
 pub mod job;
 mod output;
 pub mod policy;
@@ -37,6 +38,7 @@ pub use decode::{JobError, peek_id};
 pub use ending::{EndedBy, Enforcer, LimitsApplied, Phases};
 pub use envelope::{Attempt, Envelope, HeaderValue, Properties, header};
 pub use id::JobId;
+pub use inventory::{Fate, Inventory, JobInHand, JobState, Recent};
 pub use job::{Job, Work};
 pub use policy::{Limits, OutputPolicy, RetryPolicy};
 pub use result::{Encoding, Failure, FailureKind, JobResult, Output, OutputError, Status, Usage, WorkerInfo};

@@ -11,6 +11,7 @@
 //!
 //! - [`hold`] is why a pool takes no jobs for now.
 //! - [`ledger`] knows a redelivered job that is in hand here, or has ended here.
+//! - [`in_hand`] tells operators how far each job in hand is.
 //! - [`orders`] knows which jobs operators have cancelled.
 //! - [`admit`] decides, from a delivery alone, what is to become of it: run, wait, count again, or end without a run.
 //! - [`settle`] decides, from an outcome alone, what the result is and what comes after it.
@@ -28,6 +29,7 @@ mod admit;
 mod dispatcher;
 pub mod event;
 mod hold;
+pub mod in_hand;
 mod intake;
 mod ledger;
 pub mod log;
@@ -60,6 +62,7 @@ use event::Observer;
 
 use dispatcher::Dispatcher;
 pub use hold::{HoldReason, Holds, Patience};
+pub use in_hand::InHand;
 use intake::Intake;
 pub use ledger::Ledgers;
 use orders::Orders;
@@ -84,6 +87,8 @@ pub struct Worker<T> {
     pub orders: Orders,
     /// Who we are, in results; its `pool` is filled in a pool at a time.
     pub identity: Identity,
+    /// The jobs in hand, for operators who ask.
+    pub in_hand: InHand,
     /// Told of everything.
     pub observer: Arc<dyn Observer>,
     /// What holds pools from taking jobs.

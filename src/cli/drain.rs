@@ -98,13 +98,12 @@ impl Drain<'_> {
             .ask(inbox, Target::Worker(worker), &request, ANSWER)
             .await?;
         match replies.as_deref() {
-            Some([Reply::State(_), ..]) => Ok(()),
             Some([Reply::Refused { message }, ..]) => {
                 let message = format!("worker {worker} does not drain: {message}");
                 Err(Failure::new(Exit::Failure, message))
             }
             // It has the request, and will obey when it gets to it.
-            Some([]) => Ok(()),
+            Some(_) => Ok(()),
             None => {
                 let message = format!("there is no worker {worker:?}; `synthex workers` lists those that answer");
                 Err(Failure::new(Exit::Failure, message))

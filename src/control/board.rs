@@ -1,12 +1,18 @@
 //! What a worker does now, kept from its events.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use crate::message::PoolState;
+use jiff::Timestamp;
+
+use crate::message::{Fate, JobId, PoolState, Recent, Status, now};
 use crate::worker::event::{Event, Observer};
 use crate::worker::orders::Orders;
+
+/// Most jobs that have left the worker and are remembered: some hundred kilobytes.
+const RECENT_MAX: usize = 2048;
 
 /// The state of each pool. A clone is another handle to the same one.
 ///
@@ -26,6 +32,16 @@ pub struct BoardPool {
 struct Inner {
     draining: AtomicBool,
     pools: BTreeMap<Arc<str>, Counts>,
+    /// What became of jobs, the latest last.
+    recent: Mutex<VecDeque<Gone>>,
+}
+
+/// A job that has left the worker.
+struct Gone {
+    id: JobId,
+    pool: Arc<str>,
+    at: Timestamp,
+    fate: Fate,
 }
 
 #[derive(Default)]
@@ -34,6 +50,24 @@ struct Counts {
     running: AtomicU64,
     in_hand: AtomicU64,
     consuming: AtomicBool,
+    started: AtomicU64,
+    /// One a status, in the order of [`Status::ALL`].
+    finished: [AtomicU64; Status::ALL.len()],
+}
+
+impl Counts {
+    /// Attempts by status, those that there were.
+    fn finished(&self) -> BTreeMap<String, u64> {
+        let counts = Status::ALL.iter().zip(&self.finished);
+        let counts = counts.map(|(status, count)| (status.as_str().to_owned(), count.load(Ordering::Relaxed)));
+        counts.filter(|(_, count)| *count > 0).collect()
+    }
+
+    fn count(&self, status: Status) {
+        if let Some(at) = Status::ALL.iter().position(|known| *known == status) {
+            self.finished[at].fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Board {
@@ -51,6 +85,7 @@ impl Board {
         Self(Arc::new(Inner {
             draining: AtomicBool::new(false),
             pools: pools.into_iter().map(counts).collect(),
+            recent: Mutex::default(),
         }))
     }
 
@@ -68,8 +103,46 @@ impl Board {
             in_hand: counts.in_hand.load(Ordering::Relaxed),
             paused: orders.is_paused(name),
             consuming: counts.consuming.load(Ordering::Relaxed),
+            started: Some(counts.started.load(Ordering::Relaxed)),
+            finished: counts.finished(),
         };
         self.0.pools.iter().map(state).collect()
+    }
+
+    /// What became of a job that the worker had in hand, the latest first.
+    pub(super) fn recent(&self, id: &JobId) -> Vec<Recent> {
+        let gone = |gone: &Gone| Recent {
+            pool: gone.pool.to_string(),
+            at: gone.at,
+            fate: gone.fate,
+        };
+        let recent = self.lately();
+        recent
+            .iter()
+            .rev()
+            .filter(|gone| gone.id == *id)
+            .map(gone)
+            .take(Recent::MAX)
+            .collect()
+    }
+
+    fn remember(&self, id: &JobId, pool: &Arc<str>, fate: Fate) {
+        let gone = Gone {
+            id: id.clone(),
+            pool: pool.clone(),
+            at: now(),
+            fate,
+        };
+        let mut recent = self.lately();
+        if recent.len() >= RECENT_MAX {
+            recent.pop_front();
+        }
+        recent.push_back(gone);
+    }
+
+    fn lately(&self) -> MutexGuard<'_, VecDeque<Gone>> {
+        // A panic under the lock is a bug, but what was remembered is still the best there is.
+        self.0.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with(&self, pool: &Arc<str>, change: impl FnOnce(&Counts)) {
@@ -90,8 +163,39 @@ impl Observer for Board {
         match event {
             Event::DeliveryTaken { pool } => self.with(pool, |counts| add(&counts.in_hand)),
             Event::DeliverySettled { pool } => self.with(pool, |counts| take(&counts.in_hand)),
-            Event::JobStarted { pool, .. } => self.with(pool, |counts| add(&counts.running)),
+            Event::JobStarted { pool, .. } => self.with(pool, |counts| {
+                add(&counts.running);
+                add(&counts.started);
+            }),
             Event::JobEnded { pool, .. } => self.with(pool, |counts| take(&counts.running)),
+            Event::JobFinished {
+                pool,
+                job_id,
+                attempt,
+                status,
+                is_final,
+                ..
+            } => {
+                self.with(pool, |counts| counts.count(*status));
+                let (attempt, status, is_final) = (*attempt, *status, *is_final);
+                let fate = Fate::Finished {
+                    attempt,
+                    status,
+                    is_final,
+                };
+                self.remember(job_id, pool, fate);
+            }
+            Event::JobRetried { pool, job_id, delay } => self.remember(job_id, pool, later(*delay)),
+            Event::JobDelayed {
+                pool,
+                job_id,
+                remaining,
+            } => self.remember(job_id, pool, later(*remaining)),
+            Event::JobGivenBack {
+                pool,
+                job_id: Some(job_id),
+                ..
+            } => self.remember(job_id, pool, Fate::GivenBack),
             Event::Consuming { pool } => self.with(pool, |counts| counts.consuming.store(true, Ordering::Relaxed)),
             Event::ConsumerLost { pool, .. } | Event::ConsumerHeld { pool, .. } => {
                 self.with(pool, |counts| counts.consuming.store(false, Ordering::Relaxed));
@@ -102,10 +206,15 @@ impl Observer for Board {
     }
 }
 
+fn later(delay: Duration) -> Fate {
+    let until = now().checked_add(delay).unwrap_or(Timestamp::MAX);
+    Fate::Delayed { until }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{JobId, Order};
+    use crate::message::Order;
     use crate::worker::event::RunAccount;
 
     fn pool() -> Arc<str> {
@@ -151,6 +260,8 @@ mod tests {
             in_hand: 2,
             paused: true,
             consuming: true,
+            started: Some(2),
+            finished: BTreeMap::new(),
         };
         assert_eq!((&states[0], states.len()), (&expected, 2));
         assert!(board.is_draining());
@@ -161,5 +272,54 @@ mod tests {
             retry_in,
         });
         assert!(!board.pools(&orders)[0].consuming);
+    }
+
+    fn finished(board: &Board, id: &JobId, status: Status) {
+        board.on(&Event::JobFinished {
+            pool: pool(),
+            job_id: id.clone(),
+            attempt: 2,
+            status,
+            is_final: true,
+            duration: Duration::ZERO,
+            error: None,
+        });
+    }
+
+    #[test]
+    fn a_board_counts_results_and_knows_what_became_of_the_last_jobs() {
+        let board = Board::new([BoardPool {
+            name: pool(),
+            slots: 1,
+        }]);
+        let job: JobId = "job".parse().unwrap();
+        let (delay, other) = (Duration::from_secs(9), JobId::random());
+        board.on(&Event::JobRetried {
+            pool: pool(),
+            job_id: job.clone(),
+            delay,
+        });
+        finished(&board, &job, Status::Failed);
+        let [last, first] = &board.recent(&job)[..] else {
+            panic!("two things became of it");
+        };
+        let fate = Fate::Finished {
+            attempt: 2,
+            status: Status::Failed,
+            is_final: true,
+        };
+        assert_eq!((last.fate, last.pool.as_str()), (fate, "p"));
+        let Fate::Delayed { until } = first.fate else {
+            panic!("{first:?}");
+        };
+        assert!(until.duration_since(now()) > jiff::SignedDuration::from_secs(8), "{until}");
+
+        for _ in 1..RECENT_MAX {
+            finished(&board, &other, Status::Succeeded);
+        }
+        assert_eq!(board.recent(&job).len(), 1, "the oldest is forgotten");
+        assert_eq!(board.recent(&other).len(), Recent::MAX);
+        let expected = [("failed".to_owned(), 1), ("succeeded".to_owned(), RECENT_MAX as u64 - 1)];
+        assert_eq!(board.pools(&Orders::none())[0].finished, expected.into());
     }
 }

@@ -9,10 +9,11 @@ use tokio::time::Instant;
 
 use super::{Control, fleet};
 use crate::flow::retry::{Backoff, RECONNECT_MAX};
-use crate::message::{Envelope, Properties, Reply, Request, WorkerState};
+use crate::message::{Envelope, Inventory, JobId, JobInHand, Properties, Reply, Request, WorkerState, now};
 use crate::supervise::{Shutdown, TaskError};
 use crate::transport::{Delivery, Publication, Routing, Subscription, Transport, TransportError};
 use crate::worker::event::{ControlMessage, Event};
+use crate::worker::in_hand::Known;
 
 /// The first wait after a lost or failed queue.
 const RETRY_INITIAL: Duration = Duration::from_millis(200);
@@ -91,6 +92,7 @@ impl<T: Transport> Desk<T> {
         match request {
             Request::Ping {} => {}
             Request::Drain { worker } if worker == self.0.identity.id => self.drain(),
+            Request::Jobs { id } => return Reply::Jobs(self.jobs(id.as_ref())),
             Request::Drain { worker } => return refuse(format!("this is not worker {worker:?}")),
         }
         Reply::State(self.state())
@@ -103,6 +105,16 @@ impl<T: Transport> Desk<T> {
             tracing::info!("an operator asks to drain: stopping");
             self.0.observer.on(&Event::Draining);
             everything.drain();
+        }
+    }
+
+    fn jobs(&self, id: Option<&JobId>) -> Inventory {
+        let (jobs, left_out) = self.0.in_hand.list(id, Inventory::MAX_JOBS);
+        Inventory {
+            worker: self.state(),
+            jobs: jobs.iter().map(|job| in_hand(job)).collect(),
+            left_out: u64::try_from(left_out).unwrap_or(u64::MAX),
+            recent: id.map(|id| self.0.board.recent(id)).unwrap_or_default(),
         }
     }
 
@@ -121,12 +133,28 @@ impl<T: Transport> Desk<T> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: *started_at,
             draining: everything.is_draining() || board.is_draining(),
+            clock: Some(now()),
             pools: board.pools(orders),
         }
     }
 
     fn tell(&self, message: ControlMessage) {
         self.0.observer.on(&Event::Control { message });
+    }
+}
+
+fn in_hand(job: &Known) -> JobInHand {
+    let started = job.started();
+    JobInHand {
+        id: job.id.clone(),
+        attempt: job.attempt,
+        pool: job.pool.to_string(),
+        state: job.state(),
+        program: job.program.clone(),
+        labels: job.labels.clone(),
+        taken_at: job.taken_at,
+        started_at: started.map(|started| started.at),
+        deadline: started.map(|started| started.deadline),
     }
 }
 

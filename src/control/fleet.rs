@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use crate::message::envelope::JSON;
-use crate::message::{Envelope, JobId, Order, Properties, Reply, Request, WorkerState};
+use crate::message::{Envelope, Inventory, JobId, Order, Properties, Reply, Request, WorkerState};
 use crate::transport::topology::Names;
 use crate::transport::{Publication, Routing, Subscription, Topic};
 
@@ -141,9 +141,19 @@ impl Question {
 pub fn states(replies: Vec<Reply>) -> Vec<WorkerState> {
     let states = replies.into_iter().filter_map(|reply| match reply {
         Reply::State(state) => Some((state.id.clone(), state)),
-        Reply::Refused { .. } => None,
+        _ => None,
     });
     states.collect::<BTreeMap<_, _>>().into_values().collect()
+}
+
+/// The jobs among the answers, by worker; one that answered twice counts once.
+#[must_use]
+pub fn inventories(replies: Vec<Reply>) -> Vec<Inventory> {
+    let inventories = replies.into_iter().filter_map(|reply| match reply {
+        Reply::Jobs(jobs) => Some((jobs.worker.id.clone(), jobs)),
+        _ => None,
+    });
+    inventories.collect::<BTreeMap<_, _>>().into_values().collect()
 }
 
 fn envelope(body: Bytes, properties: Properties) -> Envelope {

@@ -67,6 +67,7 @@ impl Bench {
                 host: "h".to_owned(),
             },
             orders: orders.clone(),
+            in_hand: InHand::default(),
             observer: self.heard.clone(),
             board: Board::new([BoardPool {
                 name: "p".into(),

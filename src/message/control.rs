@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::id::JobId;
+use super::inventory::Inventory;
 use super::job::Job;
 use super::{schema, timestamp};
 
@@ -86,6 +87,12 @@ pub enum Request {
         /// The worker's id.
         worker: String,
     },
+    /// Asks for the jobs that the worker has in hand, at most 1000 of them.
+    Jobs {
+        /// Only this job, and what became of it if the worker has it no more.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<JobId>,
+    },
 }
 
 /// What a worker answers.
@@ -94,6 +101,8 @@ pub enum Request {
 pub enum Reply {
     /// It has done what was asked; this is its state now.
     State(WorkerState),
+    /// Its jobs.
+    Jobs(Inventory),
     /// It does not do it.
     Refused {
         /// Why, for people.
@@ -116,6 +125,14 @@ pub struct WorkerState {
     pub started_at: Timestamp,
     /// It takes no more jobs, and ends when those that run have ended.
     pub draining: bool,
+    /// What time it is there.
+    #[serde(
+        default,
+        deserialize_with = "timestamp::deserialize",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "timestamp::nullable_schema")]
+    pub clock: Option<Timestamp>,
     /// The pools that it serves.
     pub pools: Vec<PoolState>,
 }
@@ -135,6 +152,12 @@ pub struct PoolState {
     pub paused: bool,
     /// Its consumer is live.
     pub consuming: bool,
+    /// Commands that were started since the worker began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<u64>,
+    /// Attempts that have their result since then, by status.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub finished: BTreeMap<String, u64>,
 }
 
 /// Why a control message cannot be used, as a lower-case fragment.
@@ -226,6 +249,7 @@ impl Request {
         match self {
             Self::Ping {} => "ping",
             Self::Drain { .. } => "drain",
+            Self::Jobs { .. } => "jobs",
         }
     }
 

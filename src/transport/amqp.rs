@@ -13,6 +13,7 @@ mod access;
 mod address;
 mod consume;
 mod greeting;
+mod inspect;
 mod publish;
 mod screen;
 mod session;
@@ -33,6 +34,7 @@ use super::{
 pub use access::{Access, AddressSource};
 pub use address::Addresses;
 use consume::AmqpSubscription;
+pub use inspect::{Found, Presence, Right};
 use publish::Publisher;
 use session::Connector;
 pub use tls::{NamedFile, TlsOptions};

@@ -193,18 +193,20 @@ pub enum ControlMessage {
     Resume,
     Ping,
     Drain,
+    Jobs,
     /// Anything that cannot be read.
     Invalid,
 }
 
 impl ControlMessage {
     /// Every one, in the order of the documentation.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Cancel,
         Self::Pause,
         Self::Resume,
         Self::Ping,
         Self::Drain,
+        Self::Jobs,
         Self::Invalid,
     ];
 
@@ -224,6 +226,7 @@ impl ControlMessage {
         match request {
             Request::Ping {} => Self::Ping,
             Request::Drain { .. } => Self::Drain,
+            Request::Jobs { .. } => Self::Jobs,
         }
     }
 
@@ -236,6 +239,7 @@ impl ControlMessage {
             Self::Resume => "resume",
             Self::Ping => "ping",
             Self::Drain => "drain",
+            Self::Jobs => "jobs",
             Self::Invalid => "invalid",
         }
     }

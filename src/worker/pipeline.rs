@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::admit::{Admission, Plan, Refusal, Ticket, admit};
 use super::event::{Event, Observer, RunAccount, StreamAccount};
 use super::hold::{Claim, Present};
+use super::in_hand::{Entry, InHand, Known};
 use super::ledger::{Held, Ledger, Recognised};
 use super::orders::{Cancellation, Job, Orders, Watched};
 use super::outbox::Outbox;
@@ -43,6 +44,7 @@ pub(super) struct Pipeline<T> {
     ledger: Arc<Ledger>,
     holds: Holds,
     orders: Orders,
+    in_hand: InHand,
     pulse: Arc<Pulse>,
     observer: Arc<dyn Observer>,
     ending: Ending,
@@ -71,6 +73,7 @@ impl<T: Transport> Pipeline<T> {
             ledger: worker.ledgers.of(&pool.name),
             holds: worker.holds.clone(),
             orders: worker.orders.clone(),
+            in_hand: worker.in_hand.clone(),
             pulse,
             observer: worker.observer.clone(),
             ending: worker.ending.clone(),
@@ -130,6 +133,7 @@ impl<T: Transport> Pipeline<T> {
         let now = Timestamp::now();
         let (ticket, admission) = admit(&self.pool, held.envelope(), held.redelivered(), now);
         let job = self.watch(&ticket, held.envelope());
+        let entry = self.enter(&ticket, &admission);
         let admission = match (admission, job.cancellation()) {
             (Admission::Run(_) | Admission::Wait(_), Some(cancellation)) => {
                 Admission::End(Status::Cancelled, refusal(cancellation))
@@ -137,11 +141,25 @@ impl<T: Transport> Pipeline<T> {
             (admission, _) => admission,
         };
         match admission {
-            Admission::Run(plan) => self.run(held, ticket, *plan, &job, stop).await,
+            Admission::Run(plan) => self.run(held, ticket, *plan, InCare { job, entry }, stop).await,
             Admission::Wait(wait) => self.delay(held, &ticket, wait, stop).await,
             Admission::Recount => self.recount(held, &ticket, stop).await,
             Admission::End(status, refusal) => self.refuse(held, &ticket, status, refusal, stop).await,
         }
+    }
+
+    /// Has operators see the job.
+    fn enter(&self, ticket: &Ticket, admission: &Admission) -> Entry {
+        let known = Known::new(ticket.job_id.clone(), ticket.attempt.number, self.pool.name.clone());
+        let program = match admission {
+            Admission::Run(plan) => Some(plan.run.program.to_string_lossy()),
+            _ => None,
+        };
+        let entry = self.in_hand.enter(known.of(program.as_deref(), &ticket.labels));
+        if !matches!(admission, Admission::Run(_)) {
+            entry.settle();
+        }
+        entry
     }
 
     /// Has the job told when it is cancelled.
@@ -176,7 +194,8 @@ impl<T: Transport> Pipeline<T> {
         }
     }
 
-    async fn run(&self, held: Held, ticket: Ticket, plan: Plan, job: &Watched, stop: &Shutdown) {
+    async fn run(&self, held: Held, ticket: Ticket, plan: Plan, care: InCare, stop: &Shutdown) {
+        let InCare { job, entry } = &care;
         let turn = tokio::select! {
             biased; // its turn must not win over its end
             cancellation = job.cancelled() => {
@@ -205,7 +224,9 @@ impl<T: Transport> Pipeline<T> {
             run, retry, ready_at, ..
         } = plan;
         let started = Started { now, ready_at };
+        entry.start(now, deadline(now, &run));
         let outcome = self.execute(&ticket, run, started, job, stop).await;
+        entry.settle();
         drop(turn);
         let cancellation = job.cancellation();
         if outcome.end == End::Cancelled && cancellation.is_none() {
@@ -318,7 +339,7 @@ impl<T: Transport> Pipeline<T> {
 
     /// Adds what every command may know of its job.
     fn with_facts(&self, mut run: Run, ticket: &Ticket, now: Timestamp) -> Run {
-        let deadline = now.checked_add(run.timeout).unwrap_or(Timestamp::MAX);
+        let deadline = deadline(now, &run);
         let facts = [
             ("SYNTHEX_JOB_ID", ticket.job_id.to_string()),
             ("SYNTHEX_ATTEMPT", ticket.attempt.number.to_string()),
@@ -437,6 +458,12 @@ struct Turn {
     _slot: Slot,
 }
 
+/// A job in hand, as operators see it and as they may end it.
+struct InCare {
+    job: Watched,
+    entry: Entry,
+}
+
 /// When a job starts, and since when it could have.
 struct Started {
     now: Timestamp,
@@ -457,6 +484,11 @@ fn settled(settled: Result<(), SettleError>) {
     if let Err(error) = settled {
         tracing::debug!("failed to {error}");
     }
+}
+
+/// The end of a run that begins now, if nothing else ends it.
+fn deadline(now: Timestamp, run: &Run) -> Timestamp {
+    now.checked_add(run.timeout).unwrap_or(Timestamp::MAX)
 }
 
 /// From the moment a job could have started to the moment it does.

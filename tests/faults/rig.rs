@@ -23,7 +23,7 @@ use synthex::transport::{Delivery, Publication, Routing, Subscribe, Subscription
 use synthex::worker::event::{Event, Observers};
 use synthex::worker::orders::Orders;
 use synthex::worker::spool::Spool;
-use synthex::worker::{Ending, Identity, Ledgers, Watch, Worker};
+use synthex::worker::{Ending, Identity, InHand, Ledgers, Watch, Worker};
 use tokio::task::JoinHandle;
 
 use crate::support::broker::Vhost;
@@ -268,6 +268,7 @@ impl<T: Transport> Rig<T> {
             channels: channels.clone(),
             tasks: tasks.clone(),
             ending: Ending::new(shutdown.clone()),
+            in_hand: InHand::default(),
             ledgers: Ledgers::default(),
             spool,
             watch: self.watch,

@@ -13,10 +13,7 @@ use crate::transport::{QueueDepth, TransportError};
 /// Declares all of it. What is there already with other arguments is taken as it is, with a warning that has the
 /// broker's word for the argument: refusing to work would not change the queue.
 pub(super) async fn declare(session: &Session, topology: &Topology, how: Declare) -> Result<(), TransportError> {
-    let mut declarer = Declarer {
-        session,
-        channel: session.channel().await?,
-    };
+    let mut declarer = Declarer::new(session).await?;
     for exchange in &topology.exchanges {
         declarer.exchange(exchange, how).await?;
     }
@@ -67,12 +64,17 @@ pub(super) async fn depth(session: &Session, queue: &str) -> Result<Option<Queue
 }
 
 /// Declares on one channel, and on a new one after the broker has closed it over a conflict.
-struct Declarer<'a> {
+pub(super) struct Declarer<'a> {
     session: &'a Session,
     channel: Channel,
 }
 
-impl Declarer<'_> {
+impl<'a> Declarer<'a> {
+    pub(super) async fn new(session: &'a Session) -> Result<Self, TransportError> {
+        let channel = session.channel().await?;
+        Ok(Self { session, channel })
+    }
+
     async fn exchange(&mut self, exchange: &Exchange, how: Declare) -> Result<(), TransportError> {
         let operation = operation(how, "exchange", &exchange.name);
         match self.try_exchange(exchange, how).await? {
@@ -107,7 +109,7 @@ impl Declarer<'_> {
         Ok(())
     }
 
-    async fn try_exchange(&self, exchange: &Exchange, how: Declare) -> Result<lapin::Result<()>, TransportError> {
+    pub(super) async fn try_exchange(&self, exchange: &Exchange, how: Declare) -> Result<lapin::Result<()>, TransportError> {
         let mut arguments = FieldTable::default();
         if let Some(alternate) = &exchange.alternate {
             arguments.insert(
@@ -129,7 +131,7 @@ impl Declarer<'_> {
         Ok(self.channel.exchange_declare(name, kind, options, arguments).await)
     }
 
-    async fn try_queue(&self, queue: &Queue, how: Declare) -> Result<lapin::Result<()>, TransportError> {
+    pub(super) async fn try_queue(&self, queue: &Queue, how: Declare) -> Result<lapin::Result<()>, TransportError> {
         let options = QueueDeclareOptions {
             passive: how == Declare::Passive,
             durable: true,
