@@ -2,6 +2,8 @@
 //!
 //! - [`dead`] looks at dead letters, has their jobs run again, throws them away.
 //! - [`fleet`] is an operator's side: it gives orders, asks workers, and collects their answers.
+//! - [`snapshot`] puts the answers of workers and what the broker says of queues into one view of the fleet.
+//! - [`explain`] says why a job does not run, from what [`fleet`], [`standing`], [`delayed`] and [`dead`] have found.
 //! - [`Control`] is a worker's side, two tasks that run beside its pools and end after them: the *follower* reads the
 //!   log of orders from its beginning and enters them in the worker's [`Orders`]; the *desk* answers requests. Neither
 //!   needs a slot, so both work while all slots are full.
@@ -15,9 +17,13 @@
 
 mod board;
 pub mod dead;
+pub mod delayed;
 mod desk;
+pub mod explain;
 pub mod fleet;
 mod follower;
+pub mod snapshot;
+pub mod standing;
 
 use std::sync::Arc;
 

@@ -14,7 +14,7 @@
 //!   a third time by it. What another client held then is not seen; [`Seen::missing`] counts what one took meanwhile.
 
 mod letter;
-mod pass;
+pub(super) mod pass;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -102,6 +102,24 @@ impl Letter {
             .any(|name| name == id)
     }
 
+    /// A letter that says so much.
+    #[cfg(test)]
+    pub(in crate::control) fn of_test(
+        job_id: Option<String>,
+        pool: &str,
+        reason: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Self {
+        let (names, envelope) = (Names::new("n"), Envelope::default());
+        Self {
+            job_id,
+            reason: reason.to_owned(),
+            error: None,
+            labels,
+            ..Self::read(&names, &envelope, pool)
+        }
+    }
+
     /// What messages call it.
     pub(super) fn name(&self) -> String {
         match &self.job_id {

@@ -30,7 +30,7 @@ const POLL: Duration = Duration::from_millis(2);
 /// back to a quorum queue, and puts it there in no order.
 const BATCH: usize = 25;
 
-pub(super) struct Pass<'a, T: Transport> {
+pub(in crate::control) struct Pass<'a, T: Transport> {
     transport: &'a T,
     queue: String,
     subscription: T::Subscription,
@@ -38,13 +38,15 @@ pub(super) struct Pass<'a, T: Transport> {
     expected: u32,
     /// Letters that may come before the subscription has to be extended.
     room: u16,
+    /// How long nothing has to come until the rest counts as gone.
+    quiet: Duration,
     /// What goes back at the end.
     kept: Vec<Box<dyn Settler>>,
 }
 
 impl<'a, T: Transport> Pass<'a, T> {
     /// Begins a pass over a queue that has to be there.
-    pub(super) async fn begin(transport: &'a T, queue: String) -> Result<Self, DeadError> {
+    pub(in crate::control) async fn begin(transport: &'a T, queue: String) -> Result<Self, DeadError> {
         let Some(depth) = transport.queue_depth(&queue).await? else {
             return Err(DeadError::NoQueue(queue));
         };
@@ -62,12 +64,18 @@ impl<'a, T: Transport> Pass<'a, T> {
             queue,
             expected: depth.messages,
             room: PAGE,
+            quiet: QUIET,
             kept: Vec::new(),
         })
     }
 
+    /// The same pass, which waits so long for what does not come: in a queue that messages leave by themselves, some do not.
+    pub(in crate::control) fn waiting_for(self, quiet: Duration) -> Self {
+        Self { quiet, ..self }
+    }
+
     /// The next letter; `None` when all have come, or nothing comes any more.
-    pub(super) async fn next(&mut self) -> Result<Option<Delivery>, DeadError> {
+    pub(in crate::control) async fn next(&mut self) -> Result<Option<Delivery>, DeadError> {
         if self.expected == 0 {
             return Ok(None);
         }
@@ -75,7 +83,7 @@ impl<'a, T: Transport> Pass<'a, T> {
             self.subscription.extend().await?;
             self.room = PAGE;
         }
-        let Ok(next) = timeout(QUIET, self.subscription.next()).await else {
+        let Ok(next) = timeout(self.quiet, self.subscription.next()).await else {
             return Ok(None);
         };
         let delivery = next.ok_or_else(|| self.lost())?;
@@ -85,12 +93,12 @@ impl<'a, T: Transport> Pass<'a, T> {
     }
 
     /// Keeps a letter until the end, and then gives it back.
-    pub(super) fn keep(&mut self, delivery: Delivery) {
+    pub(in crate::control) fn keep(&mut self, delivery: Delivery) {
         self.kept.push(delivery.into_settler());
     }
 
     /// Gives back what was kept, and waits until others can see it. Returns how many letters have not come.
-    pub(super) async fn end(mut self) -> usize {
+    pub(in crate::control) async fn end(mut self) -> usize {
         // No more may come, or what goes back would come here again.
         self.subscription.cancel().await;
         while let Some(uninvited) = self.subscription.next().await {

@@ -1,0 +1,168 @@
+//! A table of verdicts.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::control::delayed::Delayed;
+use crate::message::{PoolState, WorkerState};
+
+const POOL: &str = "p";
+
+fn id() -> JobId {
+    "job-1".parse().unwrap()
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_900_000_000 + second).unwrap()
+}
+
+fn pool_state() -> PoolState {
+    PoolState {
+        pool: POOL.to_owned(),
+        slots: 2,
+        running: 2,
+        in_hand: 2,
+        paused: false,
+        consuming: true,
+        started: None,
+        finished: BTreeMap::new(),
+    }
+}
+
+fn worker() -> Inventory {
+    Inventory {
+        worker: WorkerState {
+            id: "w".to_owned(),
+            host: "h".to_owned(),
+            version: "0".to_owned(),
+            started_at: at(0),
+            draining: false,
+            clock: None,
+            pools: vec![pool_state()],
+        },
+        jobs: Vec::new(),
+        left_out: 0,
+        recent: Vec::new(),
+    }
+}
+
+fn job(state: JobState) -> JobInHand {
+    JobInHand {
+        id: id(),
+        attempt: 3,
+        pool: POOL.to_owned(),
+        state,
+        program: None,
+        labels: BTreeMap::new(),
+        taken_at: at(0),
+        started_at: Some(at(1)),
+        deadline: Some(at(9)),
+    }
+}
+
+fn holding(states: &[JobState]) -> Facts {
+    let mut facts = waiting(1, 1);
+    facts.inventories[0].jobs = states.iter().copied().map(job).collect();
+    facts
+}
+
+/// A worker, and a queue in which something waits.
+fn waiting(messages: u32, consumers: u32) -> Facts {
+    Facts {
+        inventories: vec![worker()],
+        pools: vec![(POOL.to_owned(), Some(QueueDepth { messages, consumers }))],
+        ..Facts::default()
+    }
+}
+
+fn letter() -> Letter {
+    let (job_id, labels) = (Some("job-1".to_owned()), BTreeMap::new());
+    Letter::of_test(job_id, POOL, "failed", labels)
+}
+
+fn recent(fate: Fate) -> Facts {
+    let mut facts = waiting(1, 1);
+    let pool = POOL.to_owned();
+    facts.inventories[0].recent = vec![Recent { pool, at: at(5), fate }];
+    facts
+}
+
+fn verdict(facts: &Facts) -> (serde_json::Value, Explanation) {
+    let explanation = explain(&id(), facts, at(10));
+    (serde_json::to_value(&explanation).unwrap()["verdict"].clone(), explanation)
+}
+
+#[test]
+fn each_place_has_its_verdict() {
+    let with = |change: fn(&mut Facts)| {
+        let mut facts = waiting(5, 1);
+        change(&mut facts);
+        facts
+    };
+    let given = || Given {
+        at: at(2),
+        by: Some("me@here".to_owned()),
+    };
+    let finished = |is_final| Fate::Finished {
+        attempt: 1,
+        status: Status::TimedOut,
+        is_final,
+    };
+    let mut delayed = waiting(0, 1);
+    delayed.look.found = Some(Delayed {
+        pool: POOL.to_owned(),
+        until: Some(at(20)),
+    });
+    let mut cancelled = waiting(5, 1);
+    cancelled.standing.cancelled = Some(given());
+    let mut paused = waiting(5, 0);
+    paused.standing.paused = [(POOL.to_owned(), given())].into();
+    let two_pools = with(|facts| {
+        let other = ("q".to_owned(), facts.pools[0].1);
+        facts.pools.push(other);
+    });
+    for (facts, word, part) in [
+        (holding(&[JobState::Running]), "running", "runs on worker w, attempt 3"),
+        (holding(&[JobState::Settling]), "settling", "confirm"),
+        (holding(&[JobState::Waiting]), "waits_for_slot", "where 2 commands run"),
+        (holding(&[JobState::Waiting, JobState::Running]), "running", "runs"),
+        (delayed, "delayed", "until 2030-03-17T17:46:60Z"),
+        (with(|facts| facts.letters = vec![letter()]), "dead", "dead letter of pool \"p\": failed"),
+        (recent(finished(true)), "finished", "timed out"),
+        (recent(finished(false)), "slots_busy", "all 2 slots are busy"),
+        (recent(Fate::Delayed { until: at(11) }), "delayed", "until"),
+        (recent(Fate::Delayed { until: at(9) }), "slots_busy", "busy"),
+        (recent(Fate::GivenBack), "slots_busy", "busy"),
+        (cancelled, "cancelled", "by me@here"),
+        (paused, "paused", "by me@here"),
+        (with(|facts| facts.inventories[0].worker.pools[0].paused = true), "paused", "paused"),
+        (waiting(5, 0), "no_consumer", "no worker takes jobs of it"),
+        (waiting(1, 1), "slots_busy", "the 1 job that"),
+        (with(|facts| facts.inventories[0].worker.pools[0].running = 1), "queued", "slots are free"),
+        (with(|facts| facts.pools[0].1 = None), "no_queue", "no queue"),
+        (waiting(0, 1), "unknown", "is not known"),
+        (two_pools, "unknown", "5 in pool \"p\", 5 in pool \"q\""),
+        (with(|facts| facts.pools.clear()), "unknown", "is not known"),
+    ] {
+        let (verdict, explanation) = verdict(&facts);
+        let part = part.replace("2030-03-17T17:46:60Z", &at(20).to_string());
+        assert_eq!(verdict, word, "{explanation:?}");
+        assert!(explanation.message.starts_with("job job-1 "), "{explanation:?}");
+        assert!(explanation.message.contains(&part), "{part:?} in {explanation:?}");
+    }
+}
+
+#[test]
+fn what_is_wrong_has_a_remedy() {
+    for facts in [waiting(5, 0), waiting(5, 1), waiting(0, 1), holding(&[JobState::Waiting])] {
+        assert!(verdict(&facts).1.remedy.is_some());
+    }
+    assert_eq!(verdict(&holding(&[JobState::Running])).1.remedy, None);
+}
+
+#[test]
+fn jobs_that_could_not_be_looked_at_are_told_of() {
+    let mut facts = waiting(0, 1);
+    facts.look.unseen = 40_000;
+    assert!(verdict(&facts).1.message.contains("40000 delayed jobs"));
+}
