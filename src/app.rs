@@ -20,7 +20,7 @@ use crate::executor::SpawnerOptions;
 pub use outbox::{OutboxChoice, OutboxOptions};
 pub use service_manager::ServiceManagerOptions;
 
-pub use crate::executor::{CgroupChoice, Spawners, StartError as SpawnersError};
+pub use crate::executor::{CgroupChoice, CgroupSupport, Spawners, StartError as SpawnersError, landlock_abi};
 use crate::flow::channel::Channels;
 use crate::message::JobId;
 use crate::metrics::{self, Health, Metrics, PoolInfo};

@@ -9,21 +9,28 @@ mod cgroup_args;
 mod completions;
 mod config;
 mod dead;
+mod doctor;
 mod drain;
 mod environment;
 pub mod exit;
+mod explain;
 mod job_args;
+mod jobs;
 mod lines;
 mod logging;
 mod man;
+mod nearest;
 mod operator;
 mod outbox_args;
 mod pause;
+mod pools;
 mod print;
 mod resume;
 mod run;
 mod schema;
 mod submit;
+mod table;
+mod top;
 mod worker;
 mod workers;
 
@@ -75,7 +82,12 @@ enum Command {
     Pause(pause::PauseArgs),
     Resume(resume::ResumeArgs),
     Drain(drain::DrainArgs),
+    Top(top::TopArgs),
     Workers(workers::WorkersArgs),
+    Pools(pools::PoolsArgs),
+    Jobs(jobs::JobsArgs),
+    Explain(explain::ExplainArgs),
+    Doctor(doctor::DoctorArgs),
     #[command(subcommand)]
     Dead(dead::DeadCommand),
     /// Print the JSON Schema of a message or file
@@ -102,7 +114,8 @@ impl Command {
     fn usual_level(&self) -> logging::Usual {
         match self {
             Self::Worker(_) => logging::Usual::Info,
-            Self::Run(_) => logging::Usual::Error,
+            // What is logged would be written over the screen.
+            Self::Run(_) | Self::Top(_) => logging::Usual::Error,
             _ => logging::Usual::Warn,
         }
     }
@@ -166,7 +179,12 @@ fn execute(command: Command) -> Result<Exit, Failure> {
         Command::Pause(args) => runtime.block_on(pause::run(args)),
         Command::Resume(args) => runtime.block_on(resume::run(args)),
         Command::Drain(args) => runtime.block_on(drain::run(args)),
+        Command::Top(args) => runtime.block_on(top::run(args)),
         Command::Workers(args) => runtime.block_on(workers::run(args)),
+        Command::Pools(args) => runtime.block_on(pools::run(args)),
+        Command::Jobs(args) => runtime.block_on(jobs::run(args)),
+        Command::Explain(args) => runtime.block_on(explain::run(args)),
+        Command::Doctor(args) => runtime.block_on(doctor::run(args)),
         Command::Dead(command) => runtime.block_on(dead::run(command)),
         Command::Schema(args) => runtime.block_on(schema::run(&args)),
         Command::Config(command) => runtime.block_on(config::run(command)),

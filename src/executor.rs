@@ -44,6 +44,7 @@ mod protocol;
 mod request;
 pub mod spawner;
 mod streams;
+mod support;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -67,6 +68,7 @@ pub use outcome::{End, NotStarted, Outcome};
 use protocol::Cause;
 use request::Request;
 use streams::Streams;
+pub use support::{CgroupSupport, landlock_abi};
 
 /// How long output may go on after the last process of a run is gone: a process of another run may hold its pipes.
 const DRAIN_GRACE: Duration = Duration::from_millis(100);

@@ -326,7 +326,8 @@ fn note_missing(seen: Seen) {
     }
 }
 
-fn failure(error: DeadError) -> Failure {
+/// What is said of a pass over letters that did not come to its end.
+pub(super) fn failure(error: DeadError) -> Failure {
     match error {
         DeadError::Transport(error) => broker_failure(&error),
         DeadError::Publish(error) => error.into_failure(),

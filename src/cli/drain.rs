@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::exit::{Exit, Failure};
 use super::operator::{Inbox, Operator, OperatorArgs, out};
-use super::{pause, print};
+use super::{nearest, pause, print};
 use crate::control::fleet::Target;
 use crate::message::{Reply, Request, Span, WorkerState};
 
@@ -105,7 +105,9 @@ impl Drain<'_> {
             // It has the request, and will obey when it gets to it.
             Some(_) => Ok(()),
             None => {
-                let message = format!("there is no worker {worker:?}; `synthex workers` lists those that answer");
+                let workers = self.operator.workers(inbox, ANSWERS).await?;
+                let hint = nearest::hint(worker, workers.iter().map(|worker| &*worker.id));
+                let message = format!("there is no worker {worker:?}; `synthex workers` lists those that answer{hint}");
                 Err(Failure::new(Exit::Failure, message))
             }
         }

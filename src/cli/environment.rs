@@ -45,6 +45,13 @@ fn state_folder_of(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) -
     state.map(|state| state.join("synthex"))
 }
 
+/// Whether this user wants colours (`NO_COLOR`, <https://no-color.org>): any text in it says no.
+pub(super) fn wants_colour() -> bool {
+    #[expect(clippy::disallowed_methods, reason = "this file owns the environment")]
+    let no_colour = std::env::var_os("NO_COLOR");
+    no_colour.is_none_or(|text| text.is_empty())
+}
+
 /// Where the service manager that started this process wants to hear how it is (`sd_notify(3)`), and how often
 /// (`sd_watchdog_enabled(3)`). `None` without one.
 pub(super) fn service_manager() -> Option<ServiceManagerOptions> {

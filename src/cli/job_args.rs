@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::exit::{Exit, Failure};
 use crate::message::{ByteSize, Job, JobError, JobId, OutputPolicy, RetryPolicy, SignalName, Span};
 
-#[derive(Args)]
+#[derive(Args, Default, PartialEq)]
 #[command(next_help_heading = "Job, with -- CMD")]
 pub(super) struct JobArgs {
     /// The job's id [default: a new UUID]
@@ -59,6 +59,14 @@ pub(super) struct JobArgs {
 }
 
 impl JobArgs {
+    /// Refuses flags about a command where there is none.
+    pub(super) fn refuse(&self, why: &str) -> Result<(), Failure> {
+        if *self == Self::default() {
+            return Ok(());
+        }
+        Err(Failure::new(Exit::Usage, format!("a flag about the job {why}")))
+    }
+
     /// The job that runs `command`.
     pub(super) fn job(self, command: Vec<String>) -> Result<Job, Failure> {
         let stdin_base64 = self.stdin.as_ref().map(read_stdin).transpose()?;

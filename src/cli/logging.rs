@@ -9,6 +9,8 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{fmt, registry};
 
+use super::environment;
+
 #[derive(Args)]
 #[command(next_help_heading = "Log")]
 pub(super) struct LogArgs {
@@ -59,7 +61,7 @@ impl LogArgs {
         hide_panics_of_lapin();
         match self.log_format {
             LogFormat::Text => registry()
-                .with(layer.with_ansi(stderr().is_terminal()).with_filter(filter))
+                .with(layer.with_ansi(stderr().is_terminal() && environment::wants_colour()).with_filter(filter))
                 .init(),
             LogFormat::Json => registry()
                 .with(layer.json().flatten_event(true).with_filter(filter))

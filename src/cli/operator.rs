@@ -1,15 +1,17 @@
 //! What the subcommands that operate a fleet have in common: a client that gives orders and asks workers.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use clap::Args;
 use nix::unistd::{Uid, User};
 
-use super::broker_args::{BrokerArgs, ConnectArgs, Patience};
+use super::broker_args::{BrokerArgs, ClientError, ConnectArgs, Patience};
 use super::exit::{Exit, Failure};
-use super::print;
+use super::{nearest, print};
 use crate::control::fleet::{self, Question, Target, Wait};
-use crate::message::{Order, Reply, Request, WorkerState};
+use crate::control::snapshot::Snapshot;
+use crate::message::{Inventory, JobId, Order, Reply, Request, WorkerState, now};
 use crate::transport::amqp::Amqp;
 use crate::transport::topology::Names;
 use crate::transport::{Publication, PublishError, QueueDepth, Transport};
@@ -75,11 +77,40 @@ impl<'a> Operator<'a> {
     pub(super) async fn check_pool(&self, pool: &str) -> Result<QueueDepth, Failure> {
         let queue = self.names.pool_queue(pool);
         let look = async || self.broker.queue_depth(&queue).await;
-        let found = self.patience()?.persist(look).await?;
-        found.ok_or_else(|| {
-            let message = format!("pool {pool:?} has no queue {queue:?} on this broker");
-            Failure::new(Exit::Config, message)
-        })
+        if let Some(found) = self.patience()?.persist(look).await? {
+            return Ok(found);
+        }
+        let hint = nearest_pool(&self.broker, &self.names, pool).await;
+        let message = format!("pool {pool:?} has no queue {queue:?} on this broker{hint}");
+        Err(Failure::new(Exit::Config, message))
+    }
+
+    /// The transport, for what is not asked of workers.
+    pub(super) fn broker(&self) -> &Amqp {
+        &self.broker
+    }
+
+    /// The namespace's names.
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// What the names of all exchanges and queues begin with.
+    pub(super) fn namespace(&self) -> &str {
+        &self.args.broker.namespace
+    }
+
+    /// The broker's hosts, for people.
+    pub(super) fn hosts(&self) -> Result<String, Failure> {
+        Ok(self.args.broker.addresses()?.hosts())
+    }
+
+    /// Does `work` until it succeeds, fails for good, or the time of one thing to do is over.
+    pub(super) async fn persist<T, E: ClientError>(
+        &self,
+        work: impl AsyncFnMut() -> Result<T, E>,
+    ) -> Result<T, Failure> {
+        self.patience()?.persist(work).await
     }
 
     /// A place for answers.
@@ -95,6 +126,33 @@ impl<'a> Operator<'a> {
         Ok(fleet::states(answers.unwrap_or_default()))
     }
 
+    /// The jobs of the workers that answer, by worker; of one id, or all.
+    pub(super) async fn inventories(
+        &self,
+        inbox: &mut Inbox,
+        id: Option<&JobId>,
+        wait: Wait,
+    ) -> Result<Vec<Inventory>, Failure> {
+        let request = Request::Jobs { id: id.cloned() };
+        let answers = self.ask_within(inbox, Target::All, &request, wait).await?;
+        Ok(fleet::inventories(answers.unwrap_or_default()))
+    }
+
+    /// The fleet now: all pools that are served, and these.
+    pub(super) async fn snapshot(&self, inbox: &mut Inbox, pools: &[String], wait: Wait) -> Result<Snapshot, Failure> {
+        let inventories = self.inventories(inbox, None, wait).await?;
+        let at = now();
+        let served = inventories.iter().flat_map(|inventory| &inventory.worker.pools);
+        let names: BTreeSet<&String> = served.map(|pool| &pool.pool).chain(pools).collect();
+        let mut depths = BTreeMap::new();
+        for pool in names {
+            let queue = self.names.pool_queue(pool);
+            let depth = self.persist(async || self.broker.queue_depth(&queue).await).await?;
+            depths.insert(pool.clone(), depth);
+        }
+        Ok(Snapshot::new(at, inventories, &depths))
+    }
+
     /// Asks workers: `None` if there is none, no answer if none comes in time.
     pub(super) async fn ask(
         &self,
@@ -103,11 +161,21 @@ impl<'a> Operator<'a> {
         request: &Request,
         wait: Duration,
     ) -> Result<Option<Vec<Reply>>, Failure> {
+        self.ask_within(inbox, target, request, Wait::at_most(wait)).await
+    }
+
+    async fn ask_within(
+        &self,
+        inbox: &mut Inbox,
+        target: Target<'_>,
+        request: &Request,
+        wait: Wait,
+    ) -> Result<Option<Vec<Reply>>, Failure> {
         let question = Question::new(&self.names, target, request, &inbox.name);
         if !self.publish(&question.publication).await? {
             return Ok(None);
         }
-        let answers = question.answers(&mut inbox.subscription, Wait::at_most(wait)).await;
+        let answers = question.answers(&mut inbox.subscription, wait).await;
         answers
             .map(Some)
             .map_err(|error| Failure::new(Exit::Unavailable, format!("failed to {error}")))
@@ -118,6 +186,26 @@ impl<'a> Operator<'a> {
 pub(super) struct Inbox {
     name: String,
     subscription: <Amqp as Transport>::Subscription,
+}
+
+/// How long a hint may take.
+const HINT_WITHIN: Wait = Wait {
+    most: Duration::from_secs(1),
+    between: Duration::from_millis(300),
+};
+
+/// What to say of a pool that is not there: the nearest that a worker serves. A hint is not worth an error.
+pub(super) async fn nearest_pool(broker: &Amqp, names: &Names, pool: &str) -> String {
+    let ask = async {
+        let (name, mut inbox) = broker.inbox().await.ok()?;
+        let question = Question::new(names, Target::All, &Request::Ping {}, &name);
+        broker.publish(&question.publication).await.ok()?;
+        question.answers(&mut inbox, HINT_WITHIN).await.ok()
+    };
+    let answers = tokio::time::timeout(2 * HINT_WITHIN.most, ask).await;
+    let workers = fleet::states(answers.ok().flatten().unwrap_or_default());
+    let served = workers.iter().flat_map(|worker| &worker.pools);
+    nearest::hint(pool, served.map(|state| &*state.pool))
 }
 
 /// Who gives orders, for people: user and machine.

@@ -2,7 +2,10 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use serde::Serialize;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use super::environment;
 
 /// Writes data to stdout.
 ///
@@ -21,6 +24,11 @@ pub(super) async fn data(bytes: &[u8]) -> io::Result<()> {
 /// When stdout is closed.
 pub(super) async fn line(text: &str) -> io::Result<()> {
     data(format!("{text}\n").as_bytes()).await
+}
+
+/// A value as one line of JSON.
+pub(super) fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("keys are strings, and no field can fail")
 }
 
 /// Writes what a command wrote to its stderr, unchanged, as [`data`] does.
@@ -47,7 +55,7 @@ pub(super) fn note(text: &str) {
 
 /// Tells people on stderr what went wrong, all of it if it is several lines.
 pub(super) fn error(text: &str) {
-    let red = if io::stderr().is_terminal() {
+    let red = if io::stderr().is_terminal() && environment::wants_colour() {
         ("\x1b[31m", "\x1b[0m")
     } else {
         ("", "")

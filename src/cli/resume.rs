@@ -18,7 +18,8 @@ pub(super) async fn run(args: ResumeArgs) -> Result<Exit, Failure> {
     args.pool.order("resumed", resume).await
 }
 
-fn resume(pool: String) -> Order {
+/// The order to resume a pool now.
+pub(super) fn resume(pool: String) -> Order {
     let (at, by) = (crate::message::now(), Some(who()));
     Order::Resume { pool, at, by }
 }

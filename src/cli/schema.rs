@@ -2,10 +2,15 @@
 
 use clap::{Args, ValueEnum};
 
+use schemars::JsonSchema;
+
+use super::doctor::Finding;
 use super::exit::{Exit, Failure};
 use super::print;
 use crate::config;
-use crate::message;
+use crate::control::explain::Explanation;
+use crate::control::snapshot::{JobRow, PoolRow, Snapshot};
+use crate::message::{self, WorkerState};
 
 #[derive(Args)]
 pub(super) struct SchemaArgs {
@@ -23,6 +28,27 @@ enum What {
     Control,
     /// A pool file, read as JSON
     Pool,
+    /// What top, workers, pools, jobs, explain and doctor print with --json
+    Fleet,
+}
+
+/// What the commands about the fleet print with `--json`: `top --once` one snapshot; `workers`, `pools`, `jobs` and
+/// `doctor` one object a line; `explain` one object.
+#[derive(JsonSchema)]
+#[schemars(
+    title = "Synthex fleet, version 1",
+    extend("$id" = "urn:synthex:fleet:v1"),
+    untagged,
+    transform = message::schema::without_null,
+)]
+#[expect(dead_code, reason = "it is there for its schema")]
+enum Printed {
+    Snapshot(Snapshot),
+    Worker(WorkerState),
+    Pool(PoolRow),
+    Job(JobRow),
+    Explanation(Explanation),
+    Finding(Finding),
 }
 
 pub(super) async fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
@@ -31,6 +57,7 @@ pub(super) async fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
         What::Result => message::schema::result(),
         What::Control => message::schema::control(),
         What::Pool => config::schema(),
+        What::Fleet => message::schema::printed::<Printed>(),
     };
     print::data(message::schema::render(&schema).as_bytes())
         .await

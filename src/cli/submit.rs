@@ -1,13 +1,16 @@
 //! `synthex submit`: one job to a fleet, and its result back.
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
 use super::broker_args::{BrokerArgs, ConnectArgs, Patience};
 use super::exit::{Exit, Failure};
 use super::job_args::JobArgs;
+use super::operator::nearest_pool;
 use super::{print, run as local};
 use crate::message::{Envelope, Job, JobId, JobResult, Properties, Span};
 use crate::transport::amqp::Amqp;
@@ -16,13 +19,18 @@ use crate::transport::{Delivery, Publication, QueueDepth, Routing, Subscription,
 
 /// How long a pool's queue may take to appear: its worker may have been started just before us.
 const QUEUE_APPEARS: Duration = Duration::from_secs(3);
+/// Most bytes of a job that are read: far more than any pool takes by default, and less than any broker takes.
+const JOB_MAX: u64 = 16 << 20;
 
 /// Publish one job.
+///
+/// The job is a command after --, or a JSON object on stdin (see `synthex schema job`) when there is none.
 ///
 /// Prints the job's id. With --wait it prints the command's output instead and exits as the command did: its exit
 /// code, 128+n for a signal, 124 timed out, 137 out of memory, 126 or 127 not started, 125 for what Synthex or an
 /// operator ended.
 #[derive(Args)]
+#[command(override_usage = "synthex submit [OPTIONS] -- <CMD>...\n       synthex submit [OPTIONS] < JOB.json")]
 pub(super) struct SubmitArgs {
     /// The pool that is to run it
     #[arg(long, value_name = "POOL", default_value = "default")]
@@ -40,7 +48,7 @@ pub(super) struct SubmitArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
     priority: Option<u8>,
     /// The command to run, with its arguments
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
     #[command(flatten)]
     job: JobArgs,
@@ -51,7 +59,12 @@ pub(super) struct SubmitArgs {
 }
 
 pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
-    let mut job = args.job.job(args.command)?;
+    let mut job = if args.command.is_empty() {
+        args.job.refuse("needs a command after --: a job on stdin says it for itself")?;
+        job_on_stdin().await?
+    } else {
+        args.job.job(args.command)?
+    };
     let id = job.id.get_or_insert_with(JobId::random).clone();
     let client = Client {
         broker: args.broker.client(&args.connect)?,
@@ -70,6 +83,26 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
     };
     client.broker.close().await;
     exit
+}
+
+/// Reads a job, which has to be all of stdin.
+async fn job_on_stdin() -> Result<Job, Failure> {
+    let usage = |message: String| Failure::new(Exit::Usage, message);
+    if std::io::stdin().is_terminal() {
+        return Err(usage("give a command after --, or a job as JSON on stdin".to_owned()));
+    }
+    let mut text = Vec::new();
+    let read = tokio::io::stdin().take(JOB_MAX + 1).read_to_end(&mut text).await;
+    read.map_err(|error| Failure::io("read a job from stdin", &error))?;
+    if u64::try_from(text.len()).is_ok_and(|length| length > JOB_MAX) {
+        return Err(usage(format!("stdin: expected a job of at most {JOB_MAX} bytes")));
+    }
+    if text.iter().all(u8::is_ascii_whitespace) {
+        return Err(usage(
+            "stdin is empty: give a command after --, or a job as JSON on stdin".to_owned(),
+        ));
+    }
+    Job::decode(&text).map_err(|error| usage(format!("stdin is not a job: {error}; see `synthex schema job`")))
 }
 
 struct Client {
@@ -140,9 +173,10 @@ impl Client {
                 None => tokio::time::sleep(QUEUE_APPEARS / 10).await,
             }
         }
+        let hint = nearest_pool(&self.broker, &self.names, &self.pool).await;
         let message = format!(
             "pool {:?} has no queue {queue:?} on this broker; start a worker for it, or declare it with `synthex \
-             config apply`",
+             config apply`{hint}",
             self.pool
         );
         Err(Failure::new(Exit::Config, message))

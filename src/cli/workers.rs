@@ -4,8 +4,10 @@ use clap::Args;
 
 use super::exit::{Exit, Failure};
 use super::operator::{Operator, OperatorArgs, out};
-use super::print;
+use super::{print, table};
 use crate::message::{PoolState, Span, WorkerState};
+
+const HEADING: [&str; 7] = ["WORKER", "POOL", "STATE", "RUNNING", "IN HAND", "VERSION", "SINCE"];
 
 /// List the workers that answer now.
 ///
@@ -43,13 +45,12 @@ async fn list(operator: &Operator<'_>, args: &WorkersArgs) -> Result<Exit, Failu
         print::note(&format!("no worker answered within {}", args.wait));
         return Ok(Exit::Done);
     }
-    out(&table(&workers)).await?;
+    out(&rows(&workers)).await?;
     Ok(Exit::Done)
 }
 
 /// A row for each pool of each worker.
-fn table(workers: &[WorkerState]) -> String {
-    let head = ["WORKER", "POOL", "STATE", "RUNNING", "IN HAND", "VERSION", "SINCE"].map(str::to_owned);
+pub(super) fn rows(workers: &[WorkerState]) -> String {
     let row = |worker: &WorkerState, pool: &PoolState| {
         [
             worker.id.clone(),
@@ -64,17 +65,11 @@ fn table(workers: &[WorkerState]) -> String {
     let rows = workers
         .iter()
         .flat_map(|worker| worker.pools.iter().map(move |pool| row(worker, pool)));
-    let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 7] = std::array::from_fn(width);
-    let line = |row: &[String; 7]| {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    table::table(HEADING, rows)
 }
 
-fn state(worker: &WorkerState, pool: &PoolState) -> &'static str {
+/// What a worker does in a pool, in a word or two.
+pub(super) fn state(worker: &WorkerState, pool: &PoolState) -> &'static str {
     match (worker.draining, pool.paused, pool.consuming) {
         (true, _, _) => "draining",
         (_, true, _) => "paused",
@@ -96,6 +91,8 @@ mod tests {
             in_hand: 3,
             paused,
             consuming: true,
+            started: None,
+            finished: std::collections::BTreeMap::new(),
         };
         let worker = WorkerState {
             id: "host-1-abc".to_owned(),
@@ -103,12 +100,13 @@ mod tests {
             version: "0.1.0".to_owned(),
             started_at: "2030-01-31T12:00:00Z".parse().unwrap(),
             draining: false,
+            clock: None,
             pools: vec![pool("default", false), pool("slow", true)],
         };
         let expected = "\
 WORKER      POOL     STATE      RUNNING  IN HAND  VERSION  SINCE
 host-1-abc  default  consuming  2/4      3        0.1.0    2030-01-31T12:00:00Z
 host-1-abc  slow     paused     2/4      3        0.1.0    2030-01-31T12:00:00Z";
-        assert_eq!(table(&[worker]), expected);
+        assert_eq!(rows(&[worker]), expected);
     }
 }

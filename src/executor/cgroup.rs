@@ -178,6 +178,22 @@ impl Delegation {
         Ok(root.map(|root| Self { root, own }))
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// The controllers that it lacks.
+    ///
+    /// # Errors
+    ///
+    /// When its files cannot be read.
+    pub(super) fn lacks(&self) -> Result<Vec<&'static str>, CgroupError> {
+        let available = files::read(&self.root.join("cgroup.controllers"))?;
+        let lacks = |name: &&str| !available.split_ascii_whitespace().any(|word| word == *name);
+        Ok(["memory", "pids"].into_iter().filter(lacks).collect())
+    }
+
     /// Makes the group ours: locks it, moves this process into a leaf of it unless it is in one, kills and removes the
     /// groups of an earlier worker's jobs (but not what it allowed its jobs to leave), and enables the controllers
     /// that there are. Takes at most a second, and that only when killed processes do not die.

@@ -109,6 +109,19 @@ fn empty_rules() -> Result<RulesetCreated, RulesetError> {
         .create()
 }
 
+/// The latest ABI that this kernel holds rules of writing by, up to the last one that added to them; `None` without
+/// Landlock.
+pub(super) fn abi() -> Option<u8> {
+    let holds = |abi: ABI| {
+        let rules = Ruleset::default()
+            .set_compatibility(CompatLevel::HardRequirement)
+            .handle_access(AccessFs::from_write(abi));
+        rules.and_then(Ruleset::create).is_ok()
+    };
+    let abis = [(ABI::V3, 3), (ABI::V2, 2), (ABI::V1, 1)];
+    abis.into_iter().find(|(abi, _)| holds(*abi)).map(|(_, number)| number)
+}
+
 /// A hold on what is at `path`, which takes no right to read or write it and does not open the device.
 fn look_up(path: &Path) -> Result<Target, Errno> {
     let fd = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;

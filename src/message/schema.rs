@@ -27,6 +27,11 @@ pub fn control() -> Value {
     of::<AnyMessage>(SchemaSettings::draft2020_12().for_deserialize())
 }
 
+/// Returns the JSON Schema of what a program prints.
+pub fn printed<T: JsonSchema>() -> Value {
+    of::<T>(SchemaSettings::draft2020_12().for_serialize())
+}
+
 fn of<T: JsonSchema>(settings: SchemaSettings) -> Value {
     settings.into_generator().into_root_schema_for::<T>().to_value()
 }

@@ -20,7 +20,7 @@ const ORDERS_MAX_BYTES: i64 = 100_000_000;
 const ORDERS_SEGMENT_BYTES: i64 = 1_000_000;
 const DAY: u64 = 24 * 3600;
 /// How long a job may stay unsettled, for brokers that let a queue say so.
-const CONSUMER_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Everything that has to be declared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
