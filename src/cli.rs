@@ -37,7 +37,7 @@ mod workers;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use futures_util::FutureExt;
 
 use crate::app::{self, CgroupChoice, Spawners, SpawnersError};
@@ -137,7 +137,7 @@ fn start_spawners(cgroup: CgroupChoice) -> Result<Spawners, Failure> {
 /// Reads the arguments, does what they say, and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match with_usage(Cli::command()).try_get_matches().and_then(|found| Cli::from_arg_matches(&found)) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -147,6 +147,19 @@ pub fn main() -> ExitCode {
         failure.exit
     });
     exit.into()
+}
+
+/// Has every command show its own usage line in errors too. What clap would make for an error names those flags whose
+/// variables happen to be set, as if they were required.
+fn with_usage(mut program: clap::Command) -> clap::Command {
+    program.build();
+    show_usage(program)
+}
+
+fn show_usage(mut command: clap::Command) -> clap::Command {
+    let usage = command.render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage: ").to_owned();
+    command.mut_subcommands(show_usage).override_usage(usage)
 }
 
 /// Help and version are no errors; everything else is wrong usage.
@@ -204,8 +217,6 @@ fn threads() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -60,7 +60,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
 ];
 
 /// Packages that have one home, and it.
-const HOMES: [(&str, &str); 7] = [
+const HOMES: [(&str, &str); 10] = [
     ("lapin", "src/transport/amqp"),
     ("deadpool", "src/transport/amqp"),
     ("async_rs", "src/transport/amqp/socket.rs"),
@@ -68,6 +68,9 @@ const HOMES: [(&str, &str); 7] = [
     ("backoff", "src/flow/retry.rs"),
     ("prometheus", "src/metrics"),
     ("clap", "src/cli"),
+    ("crossterm", "src/cli/top"),
+    ("ratatui", "src/cli/top"),
+    ("strsim", "src/cli/nearest.rs"),
 ];
 
 /// No file of the models we learn from is longer; tests at its end not counted.

@@ -19,6 +19,12 @@ mod compose;
 mod control;
 #[path = "end_to_end/dead.rs"]
 mod dead;
+#[path = "end_to_end/doctor.rs"]
+mod doctor;
+#[path = "end_to_end/explain.rs"]
+mod explain;
+#[path = "end_to_end/fleet.rs"]
+mod fleet;
 #[path = "end_to_end/hostile.rs"]
 mod hostile;
 #[path = "end_to_end/metrics.rs"]
@@ -49,3 +55,5 @@ mod statuses;
 mod stopping;
 #[path = "end_to_end/submit.rs"]
 mod submit;
+#[path = "end_to_end/top.rs"]
+mod top;

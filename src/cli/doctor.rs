@@ -48,14 +48,11 @@ pub(super) async fn run(args: DoctorArgs) -> Result<Exit, Failure> {
     let loaded = worker::load(&args.pools, &Overrides::default())?;
     let pools: Vec<Pool> = loaded.into_iter().map(|loaded| loaded.pool).collect();
     let operator = Operator::new(&args.operator)?;
-    let mut findings = match ask(&operator, &pools, &args).await {
+    let of_broker = match ask(&operator, &pools, &args).await {
         Ok(answers) => answers.judge(&pools),
         Err(failure) => vec![checks::no_broker(&failure.message)],
     };
-    let mut findings = {
-        findings.extend(of_this_machine(&args, &pools));
-        findings
-    };
+    let mut findings = [of_broker, of_this_machine(&args, &pools)].concat();
     // The worst at the end, where it is read.
     findings.sort_by_key(|finding| finding.severity);
     for finding in &findings {

@@ -18,7 +18,7 @@ use crossterm::event::{Event, EventStream, KeyEventKind};
 use futures_util::StreamExt;
 use ratatui::DefaultTerminal;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::exit::{Exit, Failure};
 use super::operator::{Inbox, Operator, OperatorArgs, out, who};
@@ -32,6 +32,8 @@ use state::{Command, Pressed, State};
 const BETWEEN_ANSWERS: Duration = Duration::from_millis(300);
 /// The longest that one look waits for workers.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+/// A look that takes so long has not reached the broker.
+const SILENT: Duration = Duration::from_secs(4);
 /// How often ages and bars move on.
 const REDRAW: Duration = Duration::from_secs(1);
 
@@ -142,6 +144,7 @@ async fn watch(operator: &Operator<'_>, args: &TopArgs) -> Result<Exit, Failure>
         look(operator, inbox, &args.pools).await
     };
     let mut looking: Pending<'_, _> = Box::pin(look_later(inbox));
+    let mut looked_at = Instant::now();
     let mut doing: Option<Pending<'_, Result<String, Failure>>> = None;
     loop {
         screen.draw(|frame| view::draw(&state, colours, now(), frame))?;
@@ -162,12 +165,16 @@ async fn watch(operator: &Operator<'_>, args: &TopArgs) -> Result<Exit, Failure>
                     Err(failure) => state.lose(failure.message, now()),
                 }
                 looking = Box::pin(look_later(inbox));
+                looked_at = Instant::now();
             }
             done = async { doing.as_mut().expect("it is there").await }, if doing.is_some() => {
                 doing = None;
                 state.say(done.unwrap_or_else(|failure| failure.message));
             }
-            () = sleep(REDRAW) => {}
+            // A look goes on for as long as --connect-timeout says; who watches is told before that.
+            () = sleep(REDRAW) => if looked_at.elapsed() > interval + SILENT && state.lost.is_none() {
+                state.lose("no answer yet, trying again".to_owned(), now());
+            },
         }
     }
 }

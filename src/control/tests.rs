@@ -189,6 +189,24 @@ async fn one_request_is_one_answer_of_each_live_worker() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_live_worker_tells_of_its_jobs_and_what_time_it_is_there() {
+    let bench = Bench::new().await;
+    let workers = ["a", "b"].map(|id| bench.work(id));
+    for live in &workers {
+        timeout(PATIENCE, live.orders.read())
+            .await
+            .expect("the tasks have begun");
+    }
+    let replies = bench.ask(Target::All, &Request::Jobs { id: None }).await.unwrap();
+    let inventories = fleet::inventories(replies);
+    let ids: Vec<&str> = inventories.iter().map(|inventory| &*inventory.worker.id).collect();
+    assert_eq!(ids, ["a", "b"]);
+    assert!(inventories[0].worker.clock.is_some() && inventories[0].jobs.is_empty());
+    let heard = bench.heard.0.lock().unwrap();
+    assert_eq!(*heard, [ControlMessage::Jobs, ControlMessage::Jobs]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_is_for_the_worker_that_is_named() {
     let bench = Bench::new().await;
     let (one, other) = (bench.work("one"), bench.work("other"));

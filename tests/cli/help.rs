@@ -2,7 +2,7 @@
 
 use crate::support::cli::{Cli, Finished};
 
-const SUBCOMMANDS: [&str; 13] = [
+const SUBCOMMANDS: [&str; 18] = [
     "run",
     "worker",
     "submit",
@@ -10,7 +10,12 @@ const SUBCOMMANDS: [&str; 13] = [
     "pause",
     "resume",
     "drain",
+    "top",
     "workers",
+    "pools",
+    "jobs",
+    "explain",
+    "doctor",
     "dead",
     "schema",
     "config",
@@ -285,6 +290,22 @@ fn a_flag_s_value_is_refused_with_what_is_expected() {
                 "{flags:?}: {}",
                 finished.stderr
             );
+        }
+    }
+}
+
+#[test]
+fn a_usage_line_does_not_depend_on_the_environment() {
+    for (args, usage) in [
+        (&["pause"][..], "Usage: synthex pause [OPTIONS] <POOL>"),
+        (&["explain"], "Usage: synthex explain [OPTIONS] <ID>"),
+        (&["dead", "retry"], "Usage: synthex dead retry [OPTIONS] "),
+        (&["submit", "--foo"], "Usage: synthex submit [OPTIONS] -- <CMD>..."),
+    ] {
+        for set in [&[][..], &[("SYNTHEX_AMQP_URL", "amqp://h"), ("SYNTHEX_NAMESPACE", "n")]] {
+            let cli = set.iter().fold(Cli::new(args), |cli, (name, value)| cli.env(name, value));
+            let refused = cli.run().expect_code(2);
+            assert!(refused.stderr.contains(usage), "{args:?} {set:?}: {}", refused.stderr);
         }
     }
 }

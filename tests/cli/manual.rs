@@ -113,6 +113,21 @@ fn a_page_says_what_help_says() {
 }
 
 #[test]
+fn a_page_names_the_variables_that_stand_for_flags() {
+    let bench = Bench::new();
+    let dir = bench.arg("man1");
+    Cli::new(["man", &dir]).run().expect_code(0);
+    for (page, variable) in [
+        ("synthex-pause.1", "SYNTHEX_AMQP_URL"),
+        ("synthex-worker.1", "SYNTHEX_METRICS_ADDR"),
+        ("synthex-doctor.1", "SYNTHEX_CGROUP"),
+    ] {
+        let text = fs::read_to_string(format!("{dir}/{page}")).unwrap();
+        assert!(text.contains(variable), "{page} does not name {variable}");
+    }
+}
+
+#[test]
 fn a_manual_that_cannot_be_written_names_the_directory() {
     let finished = Cli::new(["man", "/dev/null/man"]).run().expect_code(1);
     assert!(finished.stderr.contains("/dev/null/man"), "{}", finished.stderr);

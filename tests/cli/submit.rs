@@ -110,3 +110,19 @@ fn the_address_of_the_environment_counts_and_the_flag_more() {
     assert!(submit(&[]).contains("127.0.0.1:2"));
     assert!(submit(&["--amqp-url", "amqp://127.0.0.1:3/"]).contains("127.0.0.1:3"));
 }
+
+#[test]
+fn what_comes_on_stdin_instead_of_a_command_has_to_be_a_job() {
+    let refused = |stdin: &str, args: &[&str], why: &str| {
+        let args = [&["submit"], args].concat();
+        let finished = Cli::new(args).stdin(stdin).run().expect_code(2);
+        assert!(finished.stderr.contains(why), "{why:?} in {}", finished.stderr);
+        assert_eq!(finished.stdout, "");
+    };
+    refused("", &[], "stdin is empty");
+    refused(" \n", &[], "give a command after --");
+    refused("true", &[], "stdin is not a job");
+    refused(r#"{"comand": ["true"]}"#, &[], "comand");
+    refused(r#"{"command": ["true"]}"#, &["--timeout", "1s"], "needs a command after --");
+    refused(&"x".repeat(17 << 20), &[], "at most");
+}

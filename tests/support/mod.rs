@@ -4,6 +4,7 @@
 //! - [`certificates`]: certificates good and bad.
 //! - [`cli`]: `synthex` and foreign clients as processes, with a clean environment and a hard time limit.
 //! - [`process`]: what `/proc` says of processes, and waiting for what gives no event.
+//! - [`pty`]: `synthex` on a terminal, and what is seen there.
 //! - [`proxy`]: a way to a server on which connections are cut or go silent.
 //! - [`random`]: choices from a seed.
 //! - [`faulty`]: a transport that has the faults a test tells it to have.
@@ -46,4 +47,5 @@ pub mod faulty;
 pub mod observer;
 pub mod process;
 pub mod proxy;
+pub mod pty;
 pub mod random;

@@ -155,8 +155,8 @@ impl Section {
         let bar = u16::try_from(BAR + 8).unwrap_or(u16::MAX);
         let (heading, widths) = match self {
             Self::Pools => (
-                vec!["POOL", "STATE", "READY", "UNACKED", "RUNNING", "FAILED", "PER SECOND", ""],
-                vec![Fill(1), Length(12), Length(7), Length(7), Length(9), Length(6), Length(10), Length(sparks)],
+                vec!["POOL", "STATE", "READY", "UNACKED", "RUNNING", "FAILED", "RATE", ""],
+                vec![Fill(1), Length(12), Length(7), Length(7), Length(9), Length(6), Length(7), Length(sparks)],
             ),
             Self::Workers => (
                 vec!["WORKER", "STATE", "SLOTS", "IN HAND", "VERSION", "UP"],
@@ -196,7 +196,7 @@ fn pool_row<'a>(row: &'a PoolRow, colours: Colours, history: Option<&VecDeque<f6
         Span::raw(row.unacked.to_string()),
         Span::raw(format!("{}/{}", row.running, row.slots)),
         Span::styled(failures.to_string(), failed),
-        Span::raw(row.rate.map_or("-".to_owned(), |rate| format!("{rate:.1}"))),
+        Span::raw(row.rate.map_or("-".to_owned(), |rate| format!("{rate:.1}/s"))),
         Span::styled(sparkline(history), colours.of(Color::Cyan)),
     ])
 }

@@ -105,15 +105,15 @@ fn a_fleet_fits_into_eighty_columns_and_twenty_four_lines() {
     let expected = "\
 synthex top  synthex on broker:5672  12:00:02Z
 1 workers  3/8 slots busy  120 ready  5 unacked  2.0 jobs/s  6 failed
-POOL           STATE        READY   UNACKED RUNNING   FAILED PER SECOND
-default        paused       0       1       0/4       3      0.0                  ▁▁
-render         consuming    120     4       3/4       3      2.0                  ██
-WORKER                   STATE         SLOTS              IN HAND VERSION  UP
-web-1-42-abcdef          paused        ████░░░░░░ 3/8     5       0.1.0    1h01m
-JOB                    POOL      PROGRAM     STATE    AGE    TO TIMEOUT LEFT
-job-a                  render    ffmpeg      running  5m02s  █████░░░░░ 4m58s
-job-b                  render    ffmpeg      running  7s     █░░░░░░░░░ 9m53s
-job-c                  render    ffmpeg      waiting  1m32s";
+POOL          STATE        READY   UNACKED RUNNING   FAILED RATE
+default       paused       0       1       0/4       3      0.0/s             ▁▁
+render        consuming    120     4       3/4       3      2.0/s             ██
+WORKER                 STATE         SLOTS              IN HAND VERSION  UP
+web-1-42-abcdef        paused        ████░░░░░░ 3/8     5       0.1.0    1h01m
+JOB                      POOL      PROGRAM     STATE    AGE    TO TIMEOUT LEFT
+job-a                    render    ffmpeg      running  5m02s  █████░░░░░ 4m58s
+job-b                    render    ffmpeg      running  7s     █░░░░░░░░░ 9m53s
+job-c                    render    ffmpeg      waiting  1m32s";
     let shown = screen(&state(), 80, 24);
     let (body, footer) = shown.rsplit_once('\n').unwrap();
     assert_eq!(body.trim_end(), expected, "\n{shown}");

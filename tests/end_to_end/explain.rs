@@ -1,0 +1,133 @@
+//! `synthex explain`: where a job is, for every place that a job can be in, and nothing changes by asking.
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use crate::bench::{Bench, Gate, assert_has};
+use crate::fleet::assert_described;
+
+/// What is said of a job, with the exit code.
+fn explained(bench: &Bench, args: &[&str], code: i32) -> Value {
+    let args = [&["explain", "--json", "--wait", "600ms"], args].concat();
+    let said = bench.synthex(&args).run().expect_code(code);
+    let lines = said.json_lines();
+    assert_described(&lines[0], "Explanation");
+    lines[0].clone()
+}
+
+fn in_an_hour() -> String {
+    (Timestamp::now() + SignedDuration::from_hours(1)).to_string()
+}
+
+#[test]
+fn a_job_is_found_wherever_a_worker_or_the_broker_has_it() {
+    let bench = Bench::new();
+    let worker = bench.worker(&["--slots", "1", "--prefetch", "2"]);
+    bench.listen();
+    let runs = format!("runs-{}", bench.namespace);
+    let gate = Gate::new(&bench, &runs);
+    bench.send("default", "done", &json!({"command": ["true"]}));
+    bench.send("default", "wrong", &json!({"comand": ["true"]}));
+    bench.replies(2);
+    bench.send("default", "later", &json!({"command": ["true"], "not_before": in_an_hour()}));
+    bench.waits_for("delay.20m", 1);
+    bench.send("default", &runs, &gate.job());
+    gate.started();
+    bench.send("default", "waits", &json!({"command": ["true"]}));
+    worker.metric_becomes(r#"synthex_unacked{pool="default"}"#, 2.0);
+    bench.send("default", "queued", &json!({"command": ["true"]}));
+    bench.waits_for("jobs.default", 1);
+
+    let running = explained(&bench, &[&runs], 0);
+    assert_has(&running, &json!({"verdict": "running", "pool": "default", "attempt": 1}));
+    assert!(running["deadline"].is_string());
+    assert_has(
+        &explained(&bench, &["waits"], 0),
+        &json!({"verdict": "waits_for_slot", "running": 1}),
+    );
+    assert_has(
+        &explained(&bench, &["done"], 0),
+        &json!({"verdict": "finished", "status": "succeeded"}),
+    );
+    let dead = explained(&bench, &["wrong"], 0);
+    assert_has(&dead, &json!({"verdict": "dead", "reason": "rejected", "pool": "default"}));
+    assert!(dead["error"].as_str().is_some_and(|error| error.contains("comand")), "{dead}");
+    let delayed = explained(&bench, &["later"], 0);
+    assert_has(&delayed, &json!({"verdict": "delayed", "pool": "default"}));
+    assert!(delayed["until"].is_string(), "{delayed}");
+    assert_has(
+        &explained(&bench, &["queued"], 0),
+        &json!({"verdict": "slots_busy", "ready": 1, "slots": 1}),
+    );
+    // Neither the dead letter nor the delayed job went anywhere.
+    assert_eq!((bench.ready("dead"), bench.ready("delay.20m")), (1, 1));
+
+    gate.open();
+    let ended = bench.replies(3);
+    assert!(ended.keys().all(|(_, attempt)| *attempt == 1), "asking is no attempt: {ended:?}");
+    worker.stop();
+}
+
+#[test]
+fn a_look_into_a_delay_neither_loses_nor_counts_a_job() {
+    let bench = Bench::new();
+    let worker = bench.worker(&[]);
+    bench.listen();
+    let at = Timestamp::now() + SignedDuration::from_secs(7);
+    bench.send("default", "soon", &json!({"command": ["true"], "not_before": at.to_string()}));
+    bench.waits_for("delay.5s", 1);
+    for id in ["another", "third"] {
+        explained(&bench, &[id], 1); // through that queue, and past this job
+    }
+    let reply = bench.reply().json();
+    assert_has(&reply, &json!({"job_id": "soon", "status": "succeeded", "attempt": 1}));
+    assert!(bench.try_reply().is_none());
+    worker.stop();
+}
+
+#[test]
+fn a_queue_that_nobody_serves_or_that_is_paused_is_told_with_its_remedy() {
+    let bench = Bench::new();
+    let pool = bench.pool("pool = \"p\"\n");
+    bench.synthex(&["config", "apply", &pool]).run().expect_code(0);
+    bench.rabbit.call(json!({"do": "declare", "queue": bench.named("my-replies")}));
+    bench.send("p", "job", &json!({"command": ["true"]}));
+    let explain = |code| explained(&bench, &["job", "--pool", "p"], code);
+    assert_has(&explain(0), &json!({"verdict": "no_consumer", "pool": "p", "ready": 1}));
+
+    bench.synthex(&["pause", "p"]).run().expect_code(0);
+    let paused = explain(0);
+    assert_has(&paused, &json!({"verdict": "paused", "remedy": "`synthex resume p`"}));
+    assert!(paused["since"].is_string() && paused["by"].is_string(), "{paused}");
+
+    bench.synthex(&["cancel", "job"]).run().expect_code(0);
+    assert_has(&explain(0), &json!({"verdict": "cancelled"}));
+    assert_has(
+        &explained(&bench, &["other", "--pool", "nobody"], 0),
+        &json!({"verdict": "no_queue", "pool": "nobody"}),
+    );
+    // In words, and the remedy on stderr.
+    let said = bench
+        .synthex(&["explain", "another", "--pool", "p", "--wait", "600ms"])
+        .run()
+        .expect_code(0);
+    assert!(said.stdout.starts_with("job another is in nobody's hands"), "{}", said.stdout);
+    assert!(said.stderr.contains("synthex resume p"), "{}", said.stderr);
+}
+
+#[test]
+fn an_id_that_nobody_knows_brings_the_nearest_to_mind() {
+    let bench = Bench::new();
+    let worker = bench.worker(&[]);
+    bench.listen();
+    let runs = format!("nightly-{}", bench.namespace);
+    let gate = Gate::new(&bench, &runs);
+    bench.send("default", &runs, &gate.job());
+    gate.started();
+    let unknown = explained(&bench, &[&format!("{}x", &runs[..runs.len() - 1])], 1);
+    assert_has(&unknown, &json!({"verdict": "unknown"}));
+    let message = unknown["message"].as_str().expect("it is text");
+    assert!(message.contains(&format!("did you mean {runs:?}?")), "{message}");
+    gate.open();
+    worker.stop();
+}
