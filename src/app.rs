@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 
 use crate::config::Pool;
 use crate::control::{Board, BoardPool, Control};
+use crate::events::Publisher;
 use crate::executor::SpawnerOptions;
 pub use outbox::{OutboxChoice, OutboxOptions};
 pub use service_manager::ServiceManagerOptions;
@@ -32,7 +33,7 @@ use crate::worker::event::{Event, Observer, Observers};
 use crate::worker::log::EventLog;
 use crate::worker::orders::Orders;
 use crate::worker::spool::SpoolError;
-use crate::worker::{Ending, Holds, Identity, InHand, Ledgers, Watch, Worker};
+use crate::worker::{Audience, Ending, Holds, Identity, InHand, Ledgers, Watch, Worker};
 use service_manager::ServiceManager;
 use signals::Signals;
 
@@ -104,12 +105,30 @@ pub enum StartError {
 /// [`StartError`], before any job was taken.
 pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
     let shutdown = Shutdown::new();
-    let parts = Parts::new(&options.pools, options.spawners, options.service_manager)?;
+    let parts = Parts::new(
+        &options.pools,
+        options.spawners,
+        options.service_manager,
+        Audience::default(),
+    )?;
+    let publisher = Publisher::new(
+        parts.identity.id.clone(),
+        parts.audience.clone(),
+        options
+            .pools
+            .iter()
+            .filter(|pool| pool.events)
+            .map(|pool| pool.name.clone()),
+        &parts.channels,
+        Arc::new(parts.metrics.clone()),
+    );
+    let parts = parts.told_to(publisher.clone());
     let listener = parts.bind(options.metrics_addr.as_deref()).await?;
     let destination = outbox::Destination::new(&options.namespace, &options.addresses);
     let mut config = AmqpConfig::new(options.access);
     config.observer = broker_observer(parts.observer.clone());
     let transport = Amqp::new(config);
+    let declare = declare(&options.pools);
     let mut worker = parts.worker(
         transport.clone(),
         &options.namespace,
@@ -117,9 +136,12 @@ pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
         &shutdown,
     );
     worker.spool = outbox::open(options.outbox, &destination, &worker).await?;
-    let control = Control::of(&worker, parts.board.clone(), declare(&options.pools), shutdown.clone());
+    let control = Arc::new(Control::of(&worker, parts.board.clone(), declare, shutdown.clone()));
+    let mut children = control.children();
+    let state = move || control.state();
+    children.push(publisher.child(transport.clone(), worker.names.clone(), declare, state));
     let report = parts
-        .tree(&worker, control.children(), options.pools, listener, &shutdown)
+        .tree(&worker, children, options.pools, listener, &shutdown)
         .run(shutdown)
         .await;
     transport.close().await;
@@ -141,6 +163,8 @@ struct Parts {
     health: Health,
     board: Board,
     observer: Arc<dyn Observer>,
+    identity: Identity,
+    audience: Audience,
     channels: Channels,
     tasks: TaskAccounts,
 }
@@ -150,6 +174,7 @@ impl Parts {
         pools: &[Pool],
         spawners: Spawners,
         service_manager: Option<ServiceManagerOptions>,
+        audience: Audience,
     ) -> Result<Self, StartError> {
         let (channels, tasks) = (Channels::default(), TaskAccounts::default());
         let infos: Vec<PoolInfo> = pools.iter().map(info).collect();
@@ -174,9 +199,20 @@ impl Parts {
             health,
             board,
             observer,
+            identity: identity(),
+            audience,
             channels,
             tasks,
         })
+    }
+
+    /// With one more observer, after the others.
+    fn told_to(self, observer: impl Observer) -> Self {
+        let observers = vec![self.observer, Arc::new(observer)];
+        Self {
+            observer: Arc::new(Observers(observers)),
+            ..self
+        }
     }
 
     async fn bind(&self, addr: Option<&str>) -> Result<Option<TcpListener>, StartError> {
@@ -195,7 +231,8 @@ impl Parts {
             spawners: self.spawners.clone(),
             holds: orders.holds().clone(),
             orders,
-            identity: identity(),
+            audience: self.audience.clone(),
+            identity: self.identity.clone(),
             observer: self.observer.clone(),
             channels: self.channels.clone(),
             tasks: self.tasks.clone(),

@@ -18,6 +18,7 @@ mod job_args;
 mod jobs;
 mod lines;
 mod logging;
+mod logs;
 mod man;
 mod nearest;
 mod operator;
@@ -78,6 +79,7 @@ enum Command {
     Run(run::RunArgs),
     Worker(worker::WorkerArgs),
     Submit(submit::SubmitArgs),
+    Logs(logs::LogsArgs),
     Cancel(cancel::CancelArgs),
     Pause(pause::PauseArgs),
     Resume(resume::ResumeArgs),
@@ -137,7 +139,10 @@ fn start_spawners(cgroup: CgroupChoice) -> Result<Spawners, Failure> {
 /// Reads the arguments, does what they say, and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match with_usage(Cli::command()).try_get_matches().and_then(|found| Cli::from_arg_matches(&found)) {
+    let cli = match with_usage(Cli::command())
+        .try_get_matches()
+        .and_then(|found| Cli::from_arg_matches(&found))
+    {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -188,6 +193,7 @@ fn execute(command: Command) -> Result<Exit, Failure> {
         Command::Run(args) => on_the_runtime(run::run(args, spawners.expect(RUNS_COMMANDS)).boxed()),
         Command::Worker(args) => on_the_runtime(worker::run(args, spawners.expect(RUNS_COMMANDS)).boxed()),
         Command::Submit(args) => runtime.block_on(submit::run(args)),
+        Command::Logs(args) => runtime.block_on(logs::run(args)),
         Command::Cancel(args) => runtime.block_on(cancel::run(args)),
         Command::Pause(args) => runtime.block_on(pause::run(args)),
         Command::Resume(args) => runtime.block_on(resume::run(args)),

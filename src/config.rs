@@ -58,6 +58,8 @@ pub struct Pool {
     pub handler: Option<Vec<String>>,
     /// The commands that it runs at all, of jobs that set neither `script`, `env`, `cwd` nor `limits`; `None`: all.
     pub allowed: Option<Arc<Allowed>>,
+    /// Whether what happens to its jobs is published, whoever listens.
+    pub events: bool,
     /// Whether to declare the topology or to take what is there.
     pub declare: Declare,
     /// Deliveries without an end of their run before a job is given up as lost, from 1.

@@ -29,12 +29,13 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use crate::message::WorkerState;
 use crate::supervise::{Child, Restart, Shutdown};
 use crate::transport::Transport;
 use crate::transport::topology::{Declare, Names, Topology};
 use crate::worker::event::Observer;
 use crate::worker::orders::Orders;
-use crate::worker::{Identity, InHand, Worker};
+use crate::worker::{Audience, Identity, InHand, Worker};
 pub use board::{Board, BoardPool};
 use desk::Desk;
 use follower::Follower;
@@ -46,6 +47,7 @@ pub struct Control<T> {
     identity: Identity,
     orders: Orders,
     in_hand: InHand,
+    audience: Audience,
     observer: Arc<dyn Observer>,
     board: Board,
     /// What it finds or makes on the broker.
@@ -66,6 +68,7 @@ impl<T: Transport> Control<T> {
             identity: worker.identity.clone(),
             orders: worker.orders.clone(),
             in_hand: worker.in_hand.clone(),
+            audience: worker.audience.clone(),
             observer: worker.observer.clone(),
             board,
             topology: Arc::new(Topology::control(&worker.names)),
@@ -75,10 +78,24 @@ impl<T: Transport> Control<T> {
         }
     }
 
+    /// How the worker is now.
+    #[must_use]
+    pub fn state(&self) -> WorkerState {
+        WorkerState {
+            id: self.identity.id.clone(),
+            host: self.identity.host.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: self.started_at,
+            draining: self.everything.is_draining() || self.board.is_draining(),
+            clock: Some(crate::message::now()),
+            pools: self.board.pools(&self.orders),
+        }
+    }
+
     /// The two tasks, to be started before the pools, which wait for the orders that were given before.
     #[must_use]
-    pub fn children(self) -> Vec<Child> {
-        let control = Arc::new(self);
+    pub fn children(self: &Arc<Self>) -> Vec<Child> {
+        let control = self.clone();
         let follower = Arc::new(Follower::new(control.clone()));
         let desk = Arc::new(Desk(control));
         vec![

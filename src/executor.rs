@@ -16,7 +16,8 @@
 //! - `client` lends out keepers, and replaces helpers that die; `protocol` is what both sides say;
 //! - [`spawner`] is the other side: the helper processes, and there `keeper`, `job`, `child`, `tree`;
 //! - `ending` decides, in the keeper, what comes when; `limits`, `cgroup` and `landlock` hold the command in;
-//! - `streams` feeds stdin and drains stdout and stderr, `output` holds the part of them that is kept;
+//! - `streams` feeds stdin and drains stdout and stderr, `output` holds the part of them that is kept, `audience` is who
+//!   hears them meanwhile;
 //! - `outcome` is what came of it.
 //!
 //! What holds whatever the command does:
@@ -31,6 +32,7 @@
 //! asks of others to start for it (cron, systemd, a container engine) is not its own. Nothing is retried but a start
 //! that found its program being written.
 
+mod audience;
 mod cgroup;
 mod client;
 mod ending;
@@ -60,6 +62,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::message::{Limits, SignalName};
+pub use audience::{Ear, Listeners, Nobody, SoFar};
 pub use cgroup::{CgroupError, Choice as CgroupChoice};
 use client::{Answer, Keeper};
 pub use client::{SpawnerOptions, Spawners, StartError};
@@ -90,6 +93,15 @@ const TRIES: usize = 3;
 ///
 /// Dropping the future has all of it killed; the outcome is lost.
 pub async fn execute(spawners: &Spawners, run: Run, stop: Stop) -> Outcome {
+    execute_before(&mut Nobody, spawners, run, stop).await
+}
+
+/// As [`execute`], before an audience.
+///
+/// # Cancel safety
+///
+/// As [`execute`].
+pub async fn execute_before(listeners: &mut impl Listeners, spawners: &Spawners, run: Run, stop: Stop) -> Outcome {
     let mut tries = 1;
     loop {
         let clock = Clock::start();
@@ -97,7 +109,7 @@ pub async fn execute(spawners: &Spawners, run: Run, stop: Stop) -> Outcome {
             biased;
             () = stop.given() => return Outcome::without_start(End::Cancelled, clock.elapsed()),
             begun = begin(spawners, &run) => match begun {
-                Ok(running) => running.see_through(spawners, &run, &stop, clock).await,
+                Ok(running) => running.see_through(listeners, spawners, &run, &stop, clock).await,
                 Err(reason) => return Outcome::without_start(End::NotStarted(reason), clock.elapsed()),
             },
         };
@@ -184,14 +196,24 @@ async fn begin(spawners: &Spawners, run: &Run) -> Result<Running, NotStarted> {
 impl Running {
     /// Moves bytes until the keeper answers, and has it make an end when one is wanted. `None` when it was not started
     /// and another keeper may start it.
-    async fn see_through(self, spawners: &Spawners, run: &Run, stop: &Stop, clock: Clock) -> Option<Outcome> {
+    async fn see_through(
+        self,
+        listeners: &mut impl Listeners,
+        spawners: &Spawners,
+        run: &Run,
+        stop: &Stop,
+        clock: Clock,
+    ) -> Option<Outcome> {
         let Self {
             keeper,
             mut streams,
             turn,
         } = self;
         let waited = clock.elapsed(); // for a keeper, and for its turn
-        let Some(answer) = answer(&keeper, &mut streams, turn, run, stop).await else {
+        if listeners.are_there() {
+            streams.tell(listeners);
+        }
+        let Some(answer) = answer(&keeper, &mut streams, listeners, turn, run, stop).await else {
             spawners.discard(keeper).await;
             return Some(Outcome::of_dead_helper(streams, clock, stop.is_given()));
         };
@@ -229,6 +251,7 @@ impl Running {
 async fn answer(
     keeper: &Keeper,
     streams: &mut Streams,
+    listeners: &mut impl Listeners,
     turn: OwnedSemaphorePermit,
     run: &Run,
     stop: &Stop,
@@ -261,9 +284,9 @@ async fn answer(
     let flow = async {
         if is_fed {
             started.await; // most commands are over before there is anything to move
-            streams.flow().await
+            streams.flow(listeners).await
         } else {
-            tokio::join!(started, streams.flow()).1
+            tokio::join!(started, streams.flow(listeners)).1
         }
     };
     tokio::select! {

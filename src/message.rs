@@ -1,4 +1,4 @@
-//! What crosses a process border: jobs, results, orders to workers, and the envelope that carries them.
+//! What crosses a process border: jobs, results, orders to workers, events, and the envelope that carries them.
 //!
 //! A producer in any language publishes a [`Job`] as JSON; the worker answers with a
 //! [`JobResult`] for every attempt. Both travel in an [`Envelope`]: a body, and the AMQP
@@ -16,13 +16,14 @@
 //! - A job refuses unknown fields; a result read back ignores them, so results may grow.
 //!
 //! Not here: what a pool allows (its `max_timeout`, its defaults), and anything that talks to a
-//! broker. Reading order: [`job`], [`result`], [`control`], [`inventory`], [`envelope`], then [`units`].
+//! broker. Reading order: [`job`], [`result`], [`control`], [`inventory`], [`event`], [`envelope`], then [`units`].
 
 mod check;
 pub mod control;
 mod decode;
 mod ending;
 pub mod envelope;
+pub mod event;
 pub mod id;
 pub mod inventory;
 pub mod job;
@@ -37,6 +38,7 @@ pub use control::{ControlError, Order, PoolState, Reply, Request, WorkerState};
 pub use decode::{JobError, peek_id};
 pub use ending::{EndedBy, Enforcer, LimitsApplied, Phases};
 pub use envelope::{Attempt, Envelope, HeaderValue, Properties, header};
+pub use event::{Chunk, Stream};
 pub use id::JobId;
 pub use inventory::{Fate, Inventory, JobInHand, JobState, Recent};
 pub use job::{Job, Work};

@@ -76,6 +76,18 @@ pub trait Transport: Clone + Send + Sync + 'static {
         topics: &[Topic],
     ) -> impl Future<Output = Result<(String, Self::Subscription), TransportError>> + Send;
 
+    /// Opens a private queue as [`Transport::listen`] does, for one who may miss something: at most `most` messages wait
+    /// in it to be handed out, and for one more the oldest is dropped. So one who hangs costs the broker no more than
+    /// that, and those who publish nothing.
+    ///
+    /// # Errors
+    /// As [`Transport::listen`].
+    fn overhear(
+        &self,
+        topics: &[Topic],
+        most: u32,
+    ) -> impl Future<Output = Result<(String, Self::Subscription), TransportError>> + Send;
+
     /// Publishes one message, persistent, and waits until the broker has confirmed it.
     ///
     /// # Errors

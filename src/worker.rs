@@ -19,6 +19,7 @@
 //! - [`parcel`] is all that an attempt sends at its end, [`post`] sends it, and [`spool`] keeps it on disk while the
 //!   broker is away; [`replay`] sends what an earlier worker could not.
 //! - [`pulse`] tells a consumer that is connected and gets nothing.
+//! - [`audience`] knows who listens to what commands write.
 //! - [`event`] is what the rest of the program hears of it.
 //!
 //! Invariants: a delivery is acked only after its result was confirmed, or after the message was published again; at
@@ -26,6 +27,7 @@
 //! not acked goes back.
 
 mod admit;
+pub mod audience;
 mod dispatcher;
 pub mod event;
 mod hold;
@@ -60,6 +62,7 @@ use crate::transport::topology::{Declare, Names, Topology};
 use crate::transport::{Transport, TransportError};
 use event::Observer;
 
+pub use audience::Audience;
 use dispatcher::Dispatcher;
 pub use hold::{HoldReason, Holds, Patience};
 pub use in_hand::InHand;
@@ -85,6 +88,8 @@ pub struct Worker<T> {
     pub spawners: Spawners,
     /// What operators have ordered.
     pub orders: Orders,
+    /// Who listens.
+    pub audience: Audience,
     /// Who we are, in results; its `pool` is filled in a pool at a time.
     pub identity: Identity,
     /// The jobs in hand, for operators who ask.

@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use. What is not named here is a backward arrow.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("message", &[]),
     ("flow", &[]),
     ("supervise", &["flow"]),
@@ -27,6 +27,10 @@ const MAY_USE: [(&str, &[&str]); 12] = [
         &["message", "flow", "supervise", "transport", "executor", "config"],
     ),
     ("control", &["message", "flow", "supervise", "transport", "worker"]),
+    (
+        "events",
+        &["message", "flow", "supervise", "transport", "worker", "control"],
+    ),
     ("batch", &["message", "flow", "supervise", "transport", "control"]),
     ("metrics", &["message", "flow", "supervise", "transport", "worker"]),
     (
@@ -40,6 +44,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             "config",
             "worker",
             "control",
+            "events",
             "batch",
             "metrics",
         ],
@@ -53,6 +58,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             "transport",
             "config",
             "control",
+            "events",
             "batch",
             "app",
         ],

@@ -96,6 +96,7 @@ on_both! {
         a_refused_message_is_accepted_once_there_is_room
         an_inbox_takes_replies_and_goes_with_its_subscription
         an_inbox_hears_of_the_topics_it_was_opened_for
+        one_who_overhears_and_hangs_has_the_oldest_dropped
         a_queue_s_depth_counts_what_waits;
     sessions:
         a_lost_session_ends_the_subscription_and_the_next_one_works

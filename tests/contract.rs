@@ -72,7 +72,13 @@ fn every_reference_leads_somewhere() {
         assert!(target.pointer(pointer).is_some(), "{reference}");
         files.insert(file.to_owned());
     }
-    let schemas = ["", "./control.v1.json", "./job.v1.json", "./result.v1.json"];
+    let schemas = [
+        "",
+        "./control.v1.json",
+        "./event.v1.json",
+        "./job.v1.json",
+        "./result.v1.json",
+    ];
     assert_eq!(files, schemas.map(str::to_owned).into());
 }
 

@@ -19,6 +19,7 @@ use crate::supervise::Shutdown;
 use crate::transport::memory::{Memory, MemorySubscription};
 use crate::transport::topology::{Declare, Names, Topology};
 use crate::transport::{Delivery, Publication, Routing, Subscription, Transport};
+use crate::worker::Audience;
 use crate::worker::orders::Orders;
 
 /// Most jobs that are queued or running, over what the pool's prefetch needs to be busy.
@@ -122,7 +123,7 @@ pub async fn run(
         unflushed: false,
         flushed: Instant::now(),
     };
-    let parts = Parts::new(std::slice::from_ref(&pool), spawners, None)?;
+    let parts = Parts::new(std::slice::from_ref(&pool), spawners, None, Audience::nobody())?;
     let listener = parts.bind(metrics_addr).await?;
     let worker = parts.worker(broker, NAMESPACE, Orders::none(), &shutdown);
     let tree = parts.tree(&worker, Vec::new(), vec![pool], listener, &shutdown);

@@ -56,9 +56,17 @@ pub(super) async fn run(args: DoctorArgs) -> Result<Exit, Failure> {
     // The worst at the end, where it is read.
     findings.sort_by_key(|finding| finding.severity);
     for finding in &findings {
-        out(&if args.json { print::json(finding) } else { finding.to_string() }).await?;
+        out(&if args.json {
+            print::json(finding)
+        } else {
+            finding.to_string()
+        })
+        .await?;
     }
-    let problems = findings.iter().filter(|finding| finding.severity == Severity::Problem).count();
+    let problems = findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Problem)
+        .count();
     let exit = if problems == 0 { Exit::Done } else { Exit::Config };
     operator.end(Ok(exit)).await
 }
@@ -129,11 +137,17 @@ async fn rights(operator: &Operator<'_>, pools: &[Pool]) -> Result<Vec<Asked>, T
     let (broker, names) = (operator.broker(), operator.names());
     let mut asked = vec![Asked {
         what: format!("make a private queue and read {:?}", names.control()),
-        patterns: format!("configure, write and read \"amq\\.gen.*\", and read {:?}", names.control()),
+        patterns: format!(
+            "configure, write and read \"amq\\.gen.*\", and read {:?}",
+            names.control()
+        ),
         right: may_listen(operator).await?,
     }];
     let delays = TIERS.iter().map(|tier| names.delay(tier));
-    for exchange in [names.results(), names.events(), names.dead()].into_iter().chain(delays) {
+    for exchange in [names.results(), names.events(), names.dead()]
+        .into_iter()
+        .chain(delays)
+    {
         asked.push(Asked {
             what: format!("publish to {exchange:?}"),
             patterns: format!("write {exchange:?}"),

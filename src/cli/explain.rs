@@ -58,7 +58,9 @@ async fn tell(operator: &Operator<'_>, args: &ExplainArgs) -> Result<Exit, Failu
     let mut explanation = explain::explain(&args.id, &facts, now());
     let is_known = explanation.verdict != Verdict::Unknown;
     if !is_known {
-        explanation.message.push_str(&hint(operator, &mut inbox, &args.id).await?);
+        explanation
+            .message
+            .push_str(&hint(operator, &mut inbox, &args.id).await?);
     }
     show(&explanation, args.json).await?;
     Ok(if is_known { Exit::Done } else { Exit::Failure })
@@ -99,7 +101,8 @@ async fn gather(operator: &Operator<'_>, inbox: &mut Inbox, args: &ExplainArgs) 
         Ok(facts)
     };
     tokio::time::timeout(LOOK_WITHIN, looking).await.unwrap_or_else(|_| {
-        let message = format!("looking for job {id} took longer than {LOOK_WITHIN:?}; try again when the broker is less busy");
+        let message =
+            format!("looking for job {id} took longer than {LOOK_WITHIN:?}; try again when the broker is less busy");
         Err(Failure::new(Exit::TimedOut, message))
     })
 }
@@ -137,12 +140,17 @@ async fn pools(
     let served = inventories.iter().flat_map(|inventory| &inventory.worker.pools);
     let names: BTreeSet<String> = match named {
         Some(pool) => BTreeSet::from([pool.clone()]),
-        None => served.map(|state| state.pool.clone()).chain([DEFAULT_POOL.to_owned()]).collect(),
+        None => served
+            .map(|state| state.pool.clone())
+            .chain([DEFAULT_POOL.to_owned()])
+            .collect(),
     };
     let mut pools = BTreeMap::new();
     for pool in names {
         let queue = operator.names().pool_queue(&pool);
-        let depth = operator.persist(async || operator.broker().queue_depth(&queue).await).await?;
+        let depth = operator
+            .persist(async || operator.broker().queue_depth(&queue).await)
+            .await?;
         if depth.is_some() || named.is_some() {
             pools.insert(pool, depth);
         }
@@ -152,7 +160,9 @@ async fn pools(
 
 /// The nearest id of the jobs that workers have.
 async fn hint(operator: &Operator<'_>, inbox: &mut Inbox, id: &JobId) -> Result<String, Failure> {
-    let inventories = operator.inventories(inbox, None, Wait::at_most(Duration::from_secs(1))).await?;
+    let inventories = operator
+        .inventories(inbox, None, Wait::at_most(Duration::from_secs(1)))
+        .await?;
     let known = inventories.iter().flat_map(|inventory| &inventory.jobs);
     Ok(nearest::hint(id.as_str(), known.map(|job| job.id.as_str())))
 }

@@ -10,9 +10,7 @@ use crate::control::fleet::Wait;
 use crate::control::snapshot::JobRow;
 use crate::message::{JobState, Span};
 
-const HEADING: [&str; 8] = [
-    "JOB", "POOL", "STATE", "ATTEMPT", "PROGRAM", "AGE", "LEFT", "WORKER",
-];
+const HEADING: [&str; 8] = ["JOB", "POOL", "STATE", "ATTEMPT", "PROGRAM", "AGE", "LEFT", "WORKER"];
 
 /// List the jobs that workers have in hand, those that run longest first.
 ///
@@ -89,7 +87,10 @@ async fn list(operator: &Operator<'_>, args: &JobsArgs) -> Result<Exit, Failure>
         out(&table(&rows, snapshot.at)).await?;
     }
     if snapshot.jobs_left_out > 0 {
-        print::note(&format!("{} more jobs are in hand than are listed", snapshot.jobs_left_out));
+        print::note(&format!(
+            "{} more jobs are in hand than are listed",
+            snapshot.jobs_left_out
+        ));
     }
     Ok(Exit::Done)
 }
@@ -114,7 +115,10 @@ pub(super) fn table(rows: &[&JobRow], now: Timestamp) -> String {
 
 /// How long it runs, or waits.
 pub(super) fn age(row: &JobRow, now: Timestamp) -> String {
-    seconds(now.duration_since(row.job.started_at.unwrap_or(row.job.taken_at)).as_secs())
+    seconds(
+        now.duration_since(row.job.started_at.unwrap_or(row.job.taken_at))
+            .as_secs(),
+    )
 }
 
 /// What is left to the timeout of one that runs.

@@ -61,7 +61,11 @@ impl LogArgs {
         hide_panics_of_lapin();
         match self.log_format {
             LogFormat::Text => registry()
-                .with(layer.with_ansi(stderr().is_terminal() && environment::wants_colour()).with_filter(filter))
+                .with(
+                    layer
+                        .with_ansi(stderr().is_terminal() && environment::wants_colour())
+                        .with_filter(filter),
+                )
                 .init(),
             LogFormat::Json => registry()
                 .with(layer.json().flatten_event(true).with_filter(filter))

@@ -11,6 +11,7 @@ use super::exit::{Exit, Failure};
 use super::{nearest, print};
 use crate::control::fleet::{self, Question, Target, Wait};
 use crate::control::snapshot::Snapshot;
+use crate::events;
 use crate::message::{Inventory, JobId, Order, Reply, Request, WorkerState, now};
 use crate::transport::amqp::Amqp;
 use crate::transport::topology::Names;
@@ -28,7 +29,7 @@ pub(super) struct OperatorArgs {
 pub(super) struct Operator<'a> {
     args: &'a OperatorArgs,
     broker: Amqp,
-    names: Names,
+    pub(super) names: Names,
 }
 
 impl<'a> Operator<'a> {
@@ -52,7 +53,7 @@ impl<'a> Operator<'a> {
     }
 
     /// Publishes; whether there was anybody to take it.
-    async fn publish(&self, publication: &Publication) -> Result<bool, Failure> {
+    pub(super) async fn publish(&self, publication: &Publication) -> Result<bool, Failure> {
         let publish = async || match self.broker.publish(publication).await {
             Err(PublishError::Unroutable { .. }) => Ok(false),
             published => published.map(|()| true),
@@ -116,6 +117,14 @@ impl<'a> Operator<'a> {
     /// A place for answers.
     pub(super) async fn inbox(&self) -> Result<Inbox, Failure> {
         let open = async || self.broker.inbox().await;
+        let (name, subscription) = self.patience()?.persist(open).await?;
+        Ok(Inbox { name, subscription })
+    }
+
+    /// A place for answers and for what is published of a job's output.
+    pub(super) async fn overhear(&self, job: &JobId) -> Result<Inbox, Failure> {
+        let topics = events::output_topics(&self.names, job);
+        let open = async || self.broker.overhear(&topics, events::OVERHEARD_MAX).await;
         let (name, subscription) = self.patience()?.persist(open).await?;
         Ok(Inbox { name, subscription })
     }
@@ -184,8 +193,8 @@ impl<'a> Operator<'a> {
 
 /// A private queue.
 pub(super) struct Inbox {
-    name: String,
-    subscription: <Amqp as Transport>::Subscription,
+    pub(super) name: String,
+    pub(super) subscription: <Amqp as Transport>::Subscription,
 }
 
 /// How long a hint may take.

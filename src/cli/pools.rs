@@ -52,7 +52,10 @@ async fn list(operator: &Operator<'_>, args: &PoolsArgs) -> Result<Exit, Failure
             out(&print::json(row)).await?;
         }
     } else if rows.is_empty() {
-        print::note(&format!("no worker answered within {}; name a pool to see its queue", args.wait));
+        print::note(&format!(
+            "no worker answered within {}; name a pool to see its queue",
+            args.wait
+        ));
     } else {
         out(&table(&rows)).await?;
     }

@@ -26,6 +26,8 @@ enum What {
     Result,
     /// What an operator tells workers, and what they reply
     Control,
+    /// What workers publish of themselves and of jobs
+    Event,
     /// A pool file, read as JSON
     Pool,
     /// What top, workers, pools, jobs, explain and doctor print with --json
@@ -56,6 +58,7 @@ pub(super) async fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
         What::Job => message::schema::job(),
         What::Result => message::schema::result(),
         What::Control => message::schema::control(),
+        What::Event => message::schema::event(),
         What::Pool => config::schema(),
         What::Fleet => message::schema::printed::<Printed>(),
     };

@@ -10,8 +10,10 @@ use tokio::time::Instant;
 use super::broker_args::{BrokerArgs, ConnectArgs, Patience};
 use super::exit::{Exit, Failure};
 use super::job_args::JobArgs;
+use super::logs::{self, Printer};
 use super::operator::nearest_pool;
 use super::{print, run as local};
+use crate::events::{self, Transcript};
 use crate::message::{Envelope, Job, JobId, JobResult, Properties, Span};
 use crate::transport::amqp::Amqp;
 use crate::transport::topology::Names;
@@ -21,6 +23,9 @@ use crate::transport::{Delivery, Publication, QueueDepth, Routing, Subscription,
 const QUEUE_APPEARS: Duration = Duration::from_secs(3);
 /// Most bytes of a job that are read: far more than any pool takes by default, and less than any broker takes.
 const JOB_MAX: u64 = 16 << 20;
+
+/// How long output may come after its result.
+const OUTPUT_COMES: Duration = Duration::from_secs(2);
 
 /// Publish one job.
 ///
@@ -38,10 +43,14 @@ pub(super) struct SubmitArgs {
     /// Wait for the result
     #[arg(long)]
     wait: bool,
+    /// Wait as with --wait, and print the output as it is written (`output.live`)
+    #[arg(long)]
+    follow: bool,
     /// Give up waiting after this time, exit code 75; the job goes on
-    #[arg(long, value_name = "DURATION", requires = "wait")]
+    #[arg(long, value_name = "DURATION")]
     wait_timeout: Option<Span>,
-    /// Print the result, or without --wait what was published, as one JSON object
+    /// Print the result, or without --wait what was published, as one JSON object; with --follow, after the output as
+    /// events
     #[arg(long)]
     json: bool,
     /// 0 to 9, higher first; has an effect from RabbitMQ 4.0 on
@@ -60,7 +69,8 @@ pub(super) struct SubmitArgs {
 
 pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
     let mut job = if args.command.is_empty() {
-        args.job.refuse("needs a command after --: a job on stdin says it for itself")?;
+        args.job
+            .refuse("needs a command after --: a job on stdin says it for itself")?;
         job_on_stdin().await?
     } else {
         args.job.job(args.command)?
@@ -74,12 +84,27 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
         patience: args.connect.patience(&args.broker)?,
         json: args.json,
     };
-    let exit = if args.wait {
-        client
-            .submit_and_wait(&job, &id, args.wait_timeout.map(Span::get))
-            .await
-    } else {
-        client.submit(&job, &id).await
+    if args.follow {
+        job.output.get_or_insert_default().live = Some(true);
+    }
+    let waiting = async {
+        if args.follow {
+            client.submit_and_follow(&job, &id).await
+        } else {
+            client.submit_and_wait(&job, &id).await
+        }
+    };
+    let exit = match (args.wait || args.follow, args.wait_timeout) {
+        (false, Some(_)) => Err(Failure::new(
+            Exit::Usage,
+            "--wait-timeout needs --wait or --follow: nothing is waited for without",
+        )),
+        (false, None) => client.submit(&job, &id).await,
+        (true, None) => waiting.await,
+        (true, Some(limit)) => tokio::time::timeout(limit.get(), waiting).await.unwrap_or_else(|_| {
+            let message = format!("job {id} had no result within {limit}; it goes on");
+            Err(Failure::new(Exit::TimedOut, message))
+        }),
     };
     client.broker.close().await;
     exit
@@ -128,22 +153,39 @@ impl Client {
         Ok(Exit::Done)
     }
 
-    async fn submit_and_wait(&self, job: &Job, id: &JobId, limit: Option<Duration>) -> Result<Exit, Failure> {
+    async fn submit_and_wait(&self, job: &Job, id: &JobId) -> Result<Exit, Failure> {
         let (reply_to, mut inbox) = self.patience.persist(async || self.broker.inbox().await).await?;
         self.publish(job, id, Some(reply_to)).await?;
-        let result = match limit {
-            None => self.final_result(&mut inbox, id).await?,
-            Some(limit) => tokio::time::timeout(limit, self.final_result(&mut inbox, id))
-                .await
-                .map_err(|_| {
-                    let limit = Span::from(limit);
-                    Failure::new(
-                        Exit::TimedOut,
-                        format!("job {id} had no result within {limit}; it goes on"),
-                    )
-                })??,
-        };
-        self.show(&result).await
+        let result = self.final_result(&mut inbox, id).await?;
+        if !self.json {
+            let shown = local::show(&result).await;
+            shown.map_err(|error| Failure::io("write the result", &error))?;
+        }
+        self.conclude(&result).await
+    }
+
+    /// The same, with what is written as it is written. What of that does not come is in the result.
+    async fn submit_and_follow(&self, job: &Job, id: &JobId) -> Result<Exit, Failure> {
+        let topics = events::output_topics(&self.names, id);
+        let overhear = async || self.broker.overhear(&topics, events::OVERHEARD_MAX).await;
+        let (_, mut overheard) = self.patience.persist(overhear).await?;
+        let (reply_to, mut inbox) = self.patience.persist(async || self.broker.inbox().await).await?;
+        self.publish(job, id, Some(reply_to)).await?;
+        let mut follower = Follower::new(self.json);
+        loop {
+            let result = tokio::select! {
+                delivery = overheard.next(), if follower.hears => {
+                    follower.hear(delivery).await?;
+                    continue;
+                }
+                delivery = inbox.next() => read(delivery.ok_or_else(|| self.lost(id))?).await?,
+            };
+            follower.catch_up(&mut overheard, &result).await?;
+            if result.is_final {
+                return self.conclude(&result).await;
+            }
+            print::note(&format!("job {id} {}", local::describe(&result)));
+        }
     }
 
     /// Publishes until confirmed or out of patience, always under the same id.
@@ -217,23 +259,71 @@ impl Client {
             }
             print::note(&format!("job {id} {}", local::describe(&result)));
         }
-        let results = self.names.results();
-        let message = format!("lost the broker while waiting for job {id}; it goes on, its result goes to {results:?}");
-        Err(Failure::new(Exit::Unavailable, message))
+        Err(self.lost(id))
     }
 
-    async fn show(&self, result: &JobResult) -> Result<Exit, Failure> {
-        let shown = if self.json {
-            print::line(&String::from_utf8_lossy(&result.encode())).await
-        } else {
-            local::show(result).await
-        };
-        shown.map_err(|error| Failure::io("write the result", &error))?;
-        let exit = Exit::mirror(result);
-        if !self.json && result.error.is_some() {
+    fn lost(&self, id: &JobId) -> Failure {
+        let results = self.names.results();
+        let message = format!("lost the broker while waiting for job {id}; it goes on, its result goes to {results:?}");
+        Failure::new(Exit::Unavailable, message)
+    }
+
+    /// Says what there is to say once the output is out.
+    async fn conclude(&self, result: &JobResult) -> Result<Exit, Failure> {
+        if self.json {
+            let line = print::line(&String::from_utf8_lossy(&result.encode())).await;
+            line.map_err(|error| Failure::io("write the result", &error))?;
+        } else if result.error.is_some() {
             print::note(&format!("job {} {}", result.job_id, local::describe(result)));
         }
-        Ok(exit)
+        Ok(Exit::mirror(result))
+    }
+}
+
+/// Prints what a job writes.
+struct Follower {
+    transcript: Transcript,
+    printer: Printer,
+    /// Whether more may come.
+    hears: bool,
+}
+
+impl Follower {
+    fn new(json: bool) -> Self {
+        let notes_ends = false; // the results say more
+        Self {
+            transcript: Transcript::of_whole(),
+            printer: Printer { json, notes_ends },
+            hears: true,
+        }
+    }
+
+    async fn hear(&mut self, delivery: Option<Delivery>) -> Result<(), Failure> {
+        let Some(delivery) = delivery else {
+            self.hears = false;
+            return Ok(());
+        };
+        let said = logs::overheard(&mut self.transcript, delivery).await;
+        self.printer.print_all(&said).await
+    }
+
+    /// Prints what of an attempt was not printed yet. Its result may have overtaken its output; where it does not have
+    /// all of that, a moment is waited for it.
+    async fn catch_up(&mut self, overheard: &mut impl Subscription, result: &JobResult) -> Result<(), Failure> {
+        let is_cut = result.stdout.truncated_bytes + result.stderr.truncated_bytes > 0;
+        let rest = async {
+            while self.hears && !self.transcript.is_complete(result) {
+                self.hear(overheard.next().await).await?;
+            }
+            Ok(())
+        };
+        if is_cut {
+            tokio::time::timeout(OUTPUT_COMES, rest).await.unwrap_or(Ok(()))?;
+        } else {
+            drop(rest);
+        }
+        let said = self.transcript.result(result);
+        self.printer.print_all(&said).await
     }
 }
 

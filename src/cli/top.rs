@@ -208,9 +208,15 @@ async fn perform(operator: &Operator<'_>, command: Command) -> Result<String, Fa
             let mut inbox = operator.inbox().await?;
             let request = Request::Drain { worker: worker.clone() };
             let target = Target::Worker(&worker);
-            match operator.ask(&mut inbox, target, &request, ANSWERS_WITHIN).await?.as_deref() {
+            match operator
+                .ask(&mut inbox, target, &request, ANSWERS_WITHIN)
+                .await?
+                .as_deref()
+            {
                 None => return Ok(format!("worker {worker} is gone")),
-                Some([Reply::Refused { message }, ..]) => return Ok(format!("worker {worker} does not drain: {message}")),
+                Some([Reply::Refused { message }, ..]) => {
+                    return Ok(format!("worker {worker} does not drain: {message}"));
+                }
                 Some(_) => {}
             }
         }
@@ -231,7 +237,9 @@ impl Screen {
 
     fn draw(&mut self, draw: impl FnOnce(&mut ratatui::Frame<'_>)) -> Result<(), Failure> {
         let drawn = self.0.draw(draw);
-        drawn.map(|_| ()).map_err(|error| Failure::io("draw on the terminal", &error))
+        drawn
+            .map(|_| ())
+            .map_err(|error| Failure::io("draw on the terminal", &error))
     }
 }
 

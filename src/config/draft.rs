@@ -349,6 +349,7 @@ fn pool(file: PoolFile, user: Option<UserIds>) -> Option<Pool> {
         prefetch: file.prefetch?.get(),
         handler: file.handler,
         allowed: allowed(file.restricted?, file.allow),
+        events: file.events?,
         declare: file.declare?,
         delivery_limit: file.delivery_limit?.get(),
         max_job_bytes: file.max_job_bytes?.get(),

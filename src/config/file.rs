@@ -46,6 +46,9 @@ pub struct PoolFile {
     /// Default: none.
     #[schemars(inner(range(min = 1, max = 255)))]
     pub dead_letter_exit_codes: Option<Vec<i32>>,
+    /// Whether what happens to the pool's jobs is published to `synthex.events`, whoever listens. Else it is while
+    /// somebody asks for it.
+    pub events: Option<bool>,
     /// Whether the worker declares queues and exchanges that are missing, or only checks that they are there.
     #[serde(default, deserialize_with = "declare")]
     #[schemars(with = "Option<DeclareWord>")]

@@ -44,7 +44,7 @@ const STATUS: &str = "one of succeeded, failed, signaled, timed_out, out_of_memo
                       rejected, lost";
 
 /// All keys, in the order of `workers/default.toml`.
-pub(super) const KEYS: [Key; 39] = [
+pub(super) const KEYS: [Key; 40] = [
     value("pool", r#"1 to 64 letters, digits, "_" and "-" of ASCII"#),
     value("slots", "a whole number from 1 to 10000"),
     value("prefetch", "a whole number from 1 to 65535"),
@@ -54,6 +54,7 @@ pub(super) const KEYS: [Key; 39] = [
         "an array of exit codes",
         "an exit code from 1 to 255",
     ),
+    value("events", BOOL),
     value("declare", r#""active" or "passive""#),
     value("delivery_limit", FROM_ONE_U32),
     value("max_job_bytes", SIZE),

@@ -377,8 +377,9 @@ fn values_come_in_the_order_of_the_reference() {
 }
 
 /// The defaults, key by key: what users rely on, and what the documentation says.
-const DEFAULTS: [(&str, &str); 24] = [
+const DEFAULTS: [(&str, &str); 25] = [
     ("pool", r#""default""#),
+    ("events", "false"),
     ("declare", r#""active""#),
     ("delivery_limit", "5"),
     ("max_job_bytes", r#""1MiB""#),

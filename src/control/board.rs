@@ -242,6 +242,7 @@ mod tests {
                 job_id: job_id.clone(),
                 attempt: 1,
                 waited: None,
+                labels: BTreeMap::new(),
             });
         }
         board.on(&Event::JobEnded {
@@ -288,10 +289,7 @@ mod tests {
 
     #[test]
     fn a_board_counts_results_and_knows_what_became_of_the_last_jobs() {
-        let board = Board::new([BoardPool {
-            name: pool(),
-            slots: 1,
-        }]);
+        let board = Board::new([BoardPool { name: pool(), slots: 1 }]);
         let job: JobId = "job".parse().unwrap();
         let (delay, other) = (Duration::from_secs(9), JobId::random());
         board.on(&Event::JobRetried {
@@ -312,14 +310,20 @@ mod tests {
         let Fate::Delayed { until } = first.fate else {
             panic!("{first:?}");
         };
-        assert!(until.duration_since(now()) > jiff::SignedDuration::from_secs(8), "{until}");
+        assert!(
+            until.duration_since(now()) > jiff::SignedDuration::from_secs(8),
+            "{until}"
+        );
 
         for _ in 1..RECENT_MAX {
             finished(&board, &other, Status::Succeeded);
         }
         assert_eq!(board.recent(&job).len(), 1, "the oldest is forgotten");
         assert_eq!(board.recent(&other).len(), Recent::MAX);
-        let expected = [("failed".to_owned(), 1), ("succeeded".to_owned(), RECENT_MAX as u64 - 1)];
+        let expected = [
+            ("failed".to_owned(), 1),
+            ("succeeded".to_owned(), RECENT_MAX as u64 - 1),
+        ];
         assert_eq!(board.pools(&Orders::none())[0].finished, expected.into());
     }
 }

@@ -120,7 +120,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_job_is_found_and_all_jobs_stay() {
         let (broker, names) = (Memory::new(), Names::new("n"));
-        broker.declare(&Topology::new(&names, ["p"]), Declare::Active).await.unwrap();
+        broker
+            .declare(&Topology::new(&names, ["p"]), Declare::Active)
+            .await
+            .unwrap();
         for id in ["a", "b", "c"] {
             publish(&broker, &names, 8, id).await;
         }
@@ -137,7 +140,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_queue_that_is_too_long_is_counted_and_not_looked_into() {
         let (broker, names) = (Memory::new(), Names::new("n"));
-        broker.declare(&Topology::new(&names, ["p"]), Declare::Active).await.unwrap();
+        broker
+            .declare(&Topology::new(&names, ["p"]), Declare::Active)
+            .await
+            .unwrap();
         for _ in 0..=MOST {
             publish(&broker, &names, 9, "a").await;
         }

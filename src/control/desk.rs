@@ -9,10 +9,11 @@ use tokio::time::Instant;
 
 use super::{Control, fleet};
 use crate::flow::retry::{Backoff, RECONNECT_MAX};
-use crate::message::{Envelope, Inventory, JobId, JobInHand, Properties, Reply, Request, WorkerState, now};
+use crate::message::{Envelope, Inventory, JobId, JobInHand, Properties, Reply, Request};
 use crate::supervise::{Shutdown, TaskError};
 use crate::transport::{Delivery, Publication, Routing, Subscription, Transport, TransportError};
-use crate::worker::event::{ControlMessage, Event};
+use crate::worker::audience::Stay;
+use crate::worker::event::{ControlMessage, Event, Listener};
 use crate::worker::in_hand::Known;
 
 /// The first wait after a lost or failed queue.
@@ -68,8 +69,9 @@ impl<T: Transport> Desk<T> {
     }
 
     async fn take(&self, delivery: Delivery) {
-        let reply = self.answer(&delivery.envelope.body);
-        let publication = reply_to(&delivery.envelope.properties, &reply);
+        let asked = &delivery.envelope.properties;
+        let reply = self.answer(&delivery.envelope.body, asked);
+        let publication = reply.and_then(|reply| reply_to(asked, &reply));
         // A request that is not acked comes again, and is answered again: to whoever asked once, a harmless repetition.
         let _ = delivery.ack().await;
         let Some(publication) = publication else { return };
@@ -80,22 +82,36 @@ impl<T: Transport> Desk<T> {
         }
     }
 
-    fn answer(&self, body: &[u8]) -> Reply {
+    /// The answer, if it is the desk that gives one.
+    fn answer(&self, body: &[u8], asked: &Properties) -> Option<Reply> {
         let request = match Request::decode(body) {
             Ok(request) => request,
             Err(error) => {
                 self.tell(ControlMessage::Invalid);
-                return refuse(format!("not a request: {error}"));
+                return Some(refuse(format!("not a request: {error}")));
             }
         };
         self.tell(ControlMessage::of_request(&request));
         match request {
             Request::Ping {} => {}
             Request::Drain { worker } if worker == self.0.identity.id => self.drain(),
-            Request::Jobs { id } => return Reply::Jobs(self.jobs(id.as_ref())),
-            Request::Drain { worker } => return refuse(format!("this is not worker {worker:?}")),
+            Request::Jobs { id } => return Some(Reply::Jobs(self.jobs(id.as_ref()))),
+            Request::Drain { worker } => return Some(refuse(format!("this is not worker {worker:?}"))),
+            Request::Watch {} => self.0.audience.watch(),
+            Request::Follow { job } => return self.seat(&job, asked, Stay::Follow),
+            Request::Output { job } => return self.seat(&job, asked, Stay::Glance),
         }
-        Reply::State(self.state())
+        Some(Reply::State(self.0.state()))
+    }
+
+    /// Has who asked hear of a job. The job's own run answers, if there is one.
+    fn seat(&self, job: &JobId, asked: &Properties, stay: Stay) -> Option<Reply> {
+        let listener = Listener {
+            reply_to: asked.reply_to.clone().unwrap_or_default(),
+            correlation_id: asked.correlation_id.clone(),
+        };
+        let seated = self.0.audience.follow(job, listener, stay);
+        seated.err().map(|error| refuse(error.to_string()))
     }
 
     /// As the first signal does.
@@ -111,30 +127,10 @@ impl<T: Transport> Desk<T> {
     fn jobs(&self, id: Option<&JobId>) -> Inventory {
         let (jobs, left_out) = self.0.in_hand.list(id, Inventory::MAX_JOBS);
         Inventory {
-            worker: self.state(),
+            worker: self.0.state(),
             jobs: jobs.iter().map(|job| in_hand(job)).collect(),
             left_out: u64::try_from(left_out).unwrap_or(u64::MAX),
             recent: id.map(|id| self.0.board.recent(id)).unwrap_or_default(),
-        }
-    }
-
-    fn state(&self) -> WorkerState {
-        let Control {
-            identity,
-            board,
-            orders,
-            everything,
-            started_at,
-            ..
-        } = &*self.0;
-        WorkerState {
-            id: identity.id.clone(),
-            host: identity.host.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            started_at: *started_at,
-            draining: everything.is_draining() || board.is_draining(),
-            clock: Some(now()),
-            pools: board.pools(orders),
         }
     }
 

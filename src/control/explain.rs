@@ -326,7 +326,9 @@ fn words_of_place(id: &JobId, verdict: &Verdict) -> (String, Option<String>) {
             format!(
                 "runs on worker {worker}, attempt {attempt}{}{}",
                 started_at.map(|at| format!(", since {at}")).unwrap_or_default(),
-                deadline.map(|at| format!(", until {at} at the latest")).unwrap_or_default()
+                deadline
+                    .map(|at| format!(", until {at} at the latest"))
+                    .unwrap_or_default()
             ),
             None,
         ),
@@ -336,7 +338,9 @@ fn words_of_place(id: &JobId, verdict: &Verdict) -> (String, Option<String>) {
         ),
         Verdict::WaitsForSlot { worker, pool, running } => (
             format!("waits on worker {worker} for a slot of pool {pool:?}, where {running} commands run"),
-            Some(format!("see what runs with `synthex jobs --pool {pool}`; start another worker")),
+            Some(format!(
+                "see what runs with `synthex jobs --pool {pool}`; start another worker"
+            )),
         ),
         Verdict::Delayed { pool, until } => (
             format!(
@@ -348,13 +352,18 @@ fn words_of_place(id: &JobId, verdict: &Verdict) -> (String, Option<String>) {
         Verdict::Dead { pool, reason, error } => (
             format!(
                 "is a dead letter of pool {pool:?}: {}",
-                error.as_deref().map_or(reason.clone(), |error| format!("{reason}, {error}"))
+                error
+                    .as_deref()
+                    .map_or(reason.clone(), |error| format!("{reason}, {error}"))
             ),
-            Some(format!("`synthex dead show {id}` shows it, `synthex dead retry {id}` runs it again")),
+            Some(format!(
+                "`synthex dead show {id}` shows it, `synthex dead retry {id}` runs it again"
+            )),
         ),
-        Verdict::Finished { status, at, .. } => {
-            (format!("has ended at {at}: {}", status.as_str().replace('_', " ")), None)
-        }
+        Verdict::Finished { status, at, .. } => (
+            format!("has ended at {at}: {}", status.as_str().replace('_', " ")),
+            None,
+        ),
         Verdict::Cancelled { at, by } => (
             format!(
                 "is cancelled since {at}{}; its result comes when a worker gets to it",
@@ -368,7 +377,11 @@ fn words_of_place(id: &JobId, verdict: &Verdict) -> (String, Option<String>) {
 
 fn words_of_queue(verdict: &Verdict) -> (String, Option<String>) {
     let among = |pool: &str, ready: &u64| {
-        let jobs = if *ready == 1 { "the 1 job".to_owned() } else { format!("the {ready} jobs") };
+        let jobs = if *ready == 1 {
+            "the 1 job".to_owned()
+        } else {
+            format!("the {ready} jobs")
+        };
         format!("is in nobody's hands; if it is among {jobs} that wait in pool {pool:?}, it waits because")
     };
     match verdict {
@@ -395,10 +408,15 @@ fn words_of_queue(verdict: &Verdict) -> (String, Option<String>) {
         ),
         Verdict::SlotsBusy { pool, ready, slots } => (
             format!("{} all {slots} slots are busy", among(pool, ready)),
-            Some(format!("see what runs with `synthex jobs --pool {pool}`; start another worker")),
+            Some(format!(
+                "see what runs with `synthex jobs --pool {pool}`; start another worker"
+            )),
         ),
         Verdict::Queued { pool, ready } => (
-            format!("{} those before it are not yet taken, though slots are free", among(pool, ready)),
+            format!(
+                "{} those before it are not yet taken, though slots are free",
+                among(pool, ready)
+            ),
             Some("ask again in a moment".to_owned()),
         ),
         _ => (String::new(), None),
@@ -416,7 +434,8 @@ fn unknown(facts: &Facts) -> String {
         .filter_map(|(pool, depth)| Some((pool, depth.filter(|depth| depth.messages > 0)?)))
         .map(|(pool, depth)| format!("{} in pool {pool:?}", depth.messages))
         .collect();
-    let mut text = "is not known: no worker has it or remembers it, no dead letter and no delayed job has its id".to_owned();
+    let mut text =
+        "is not known: no worker has it or remembers it, no dead letter and no delayed job has its id".to_owned();
     if facts.look.unseen > 0 {
         text.push_str(&format!(
             " ({} delayed jobs are too many to be looked at)",

@@ -161,7 +161,7 @@ fn envelope(body: Bytes, properties: Properties) -> Envelope {
 }
 
 /// The properties of a message of ours that is published now.
-pub(super) fn properties() -> Properties {
+pub(crate) fn properties() -> Properties {
     Properties {
         content_type: Some(JSON.to_owned()),
         message_id: Some(JobId::random().to_string()),

@@ -257,7 +257,11 @@ mod tests {
         let after = Snapshot::new(at(4), now, &depths()).after(&before);
         assert_eq!(after.pool("p").unwrap().rate, Some(2.5));
         let same = after.clone().after(&after);
-        assert_eq!(same.pool("p").unwrap().rate, Some(2.5), "without time between, nothing is known");
+        assert_eq!(
+            same.pool("p").unwrap().rate,
+            Some(2.5),
+            "without time between, nothing is known"
+        );
     }
 
     #[test]

@@ -63,7 +63,11 @@ impl Standing {
         let mut log = transport.subscribe(&request).await?;
         let (end, mut seen) = (Instant::now() + MOST, 0);
         loop {
-            let until = if seen >= counted { end.min(Instant::now() + QUIET) } else { end };
+            let until = if seen >= counted {
+                end.min(Instant::now() + QUIET)
+            } else {
+                end
+            };
             let Ok(Some(delivery)) = timeout_at(until, log.next()).await else {
                 return Ok(standing);
             };
@@ -125,11 +129,16 @@ mod tests {
 
     async fn standing(orders: &[Order], about: &str) -> Standing {
         let (broker, names) = (Memory::new(), Names::new("n"));
-        broker.declare(&Topology::control(&names), Declare::Active).await.unwrap();
+        broker
+            .declare(&Topology::control(&names), Declare::Active)
+            .await
+            .unwrap();
         for order in orders {
             broker.publish(&fleet::order(&names, order)).await.unwrap();
         }
-        Standing::read(&broker, &names, about.parse().ok().as_ref()).await.unwrap()
+        Standing::read(&broker, &names, about.parse().ok().as_ref())
+            .await
+            .unwrap()
     }
 
     #[tokio::test(start_paused = true)]

@@ -32,6 +32,8 @@ struct Bench {
     broker: Memory,
     names: Names,
     heard: Arc<Recorder>,
+    /// Of all its workers.
+    audience: Audience,
 }
 
 /// A worker of the pool `p`, as far as operators see it.
@@ -52,8 +54,13 @@ impl Bench {
         let (broker, names) = (Memory::new(), Names::new("n"));
         let topology = Topology::control(&names);
         broker.declare(&topology, Declare::Active).await.unwrap();
-        let heard = Arc::default();
-        Self { broker, names, heard }
+        let (heard, audience) = (Arc::default(), Audience::default());
+        Self {
+            broker,
+            names,
+            heard,
+            audience,
+        }
     }
 
     #[expect(clippy::disallowed_methods, reason = "a test owns the tasks, to end them")]
@@ -68,6 +75,7 @@ impl Bench {
             },
             orders: orders.clone(),
             in_hand: InHand::default(),
+            audience: self.audience.clone(),
             observer: self.heard.clone(),
             board: Board::new([BoardPool {
                 name: "p".into(),
@@ -164,6 +172,7 @@ async fn a_worker_that_cannot_read_orders_works_without() {
         broker: Memory::new(), // with nothing declared
         names: Names::new("n"),
         heard: Arc::default(),
+        audience: Audience::default(),
     };
     let live = bench.work("w");
     timeout(PATIENCE, live.orders.read())
@@ -250,4 +259,47 @@ async fn answers_to_another_question_are_passed_over() {
     bench.broker.close_sessions();
     assert_eq!(second.answers(&mut inbox, wait).await, Err(fleet::LostInbox));
     assert!(inbox.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_to_watch_is_listened_to_and_answered() {
+    let bench = Bench::new().await;
+    let live = bench.work("w");
+    timeout(PATIENCE, live.orders.read())
+        .await
+        .expect("the tasks have begun");
+    let replies = bench.ask(Target::All, &Request::Watch {}).await.unwrap();
+    assert!(matches!(&replies[..], [Reply::State(_)]), "{replies:?}");
+    assert!(bench.audience.is_watching());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_follows_a_job_is_seated_and_answered_by_its_run_alone() {
+    let bench = Bench::new().await;
+    let live = bench.work("w");
+    timeout(PATIENCE, live.orders.read())
+        .await
+        .expect("the tasks have begun");
+    let job: crate::message::JobId = "j".parse().unwrap();
+    let glance = Request::Output { job: job.clone() };
+    assert_eq!(bench.ask(Target::All, &glance).await.unwrap(), []);
+    assert!(!bench.audience.follows(&job), "he wanted what was written so far");
+    let follow = Request::Follow { job: job.clone() };
+    assert_eq!(bench.ask(Target::All, &follow).await.unwrap(), []);
+    assert!(bench.audience.follows(&job));
+    while bench
+        .audience
+        .follow(&job, listener(), crate::worker::audience::Stay::Follow)
+        .is_ok()
+    {}
+    let refused = bench.ask(Target::All, &follow).await.unwrap();
+    assert!(matches!(&refused[..], [Reply::Refused { .. }]), "{refused:?}");
+}
+
+/// Another one each time.
+fn listener() -> crate::worker::event::Listener {
+    crate::worker::event::Listener {
+        reply_to: crate::message::JobId::random().to_string(),
+        correlation_id: None,
+    }
 }

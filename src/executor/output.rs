@@ -4,6 +4,7 @@
 //! its last ones. A stream that fits is kept whole. Memory is taken as bytes arrive and never
 //! exceeds the bound; a byte is copied at most once as it arrives.
 
+use super::audience::SoFar;
 use crate::message::Output;
 
 /// The kept part of a stream, and the count of all its bytes.
@@ -41,6 +42,21 @@ impl Kept {
         // Whatever is more than the ring holds would be overwritten by what follows it in the same
         // bytes.
         self.push_tail(&rest[rest.len().saturating_sub(self.tail_max)..]);
+    }
+
+    /// What is kept so far.
+    pub(super) fn so_far(&self) -> SoFar<'_> {
+        let (wrapped, oldest) = self.tail.split_at(self.oldest);
+        SoFar {
+            head: &self.head,
+            tail: [oldest, wrapped],
+            total: self.total,
+        }
+    }
+
+    /// How many bytes the stream had.
+    pub(super) fn total(&self) -> u64 {
+        self.total
     }
 
     /// The kept bytes as the result carries them.
@@ -98,7 +114,10 @@ mod tests {
             for len in 0..40 {
                 for chunk in 1..14 {
                     let stream = stream(len);
-                    let output = kept(max as u64, &stream, chunk).into_output();
+                    let kept = kept(max as u64, &stream, chunk);
+                    let SoFar { head, tail, total } = kept.so_far();
+                    let so_far = [head, tail[0], tail[1]].concat();
+                    let output = kept.into_output();
                     let expected = match len <= max {
                         true => stream.clone(),
                         false => [&stream[..max.div_ceil(2)], &stream[len - max / 2..]].concat(),
@@ -108,6 +127,7 @@ mod tests {
                         expected,
                         "max {max}, length {len}, chunk {chunk}"
                     );
+                    assert_eq!((so_far, total), (expected.clone(), len as u64));
                     assert_eq!(output.bytes, len as u64);
                     assert_eq!(output.truncated_bytes, (len - expected.len()) as u64);
                 }

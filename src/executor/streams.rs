@@ -10,6 +10,7 @@ use std::convert::Infallible;
 use std::future;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
@@ -17,8 +18,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::net::unix::pipe;
 
 use super::Run;
+use super::audience::{Ear, Listeners};
 use super::output::Kept;
-use crate::message::Output;
+use crate::message::{Output, Stream};
 
 /// What a pipe holds by default (pipe(7)): a larger buffer would never be filled.
 const READ_SIZE: usize = 64 * 1024;
@@ -83,14 +85,16 @@ impl Streams {
                 pipe: pipes.stdin.map(Writer::Unwatched),
                 rest: stdin,
             },
-            stdout: Drain {
-                pipe: Some(Reader::Unwatched(pipes.stdout)),
-                kept: Kept::new(max_output),
-            },
-            stderr: Drain {
-                pipe: Some(Reader::Unwatched(pipes.stderr)),
-                kept: Kept::new(max_output),
-            },
+            stdout: Drain::new(pipes.stdout, max_output),
+            stderr: Drain::new(pipes.stderr, max_output),
+        }
+    }
+
+    /// Tells those who came to listen what was written so far, and has them hear what comes.
+    pub(super) fn tell(&mut self, listeners: &mut impl Listeners) {
+        let ear = listeners.begin([self.stdout.kept.so_far(), self.stderr.kept.so_far()]);
+        for (drain, stream) in [(&mut self.stdout, Stream::Stdout), (&mut self.stderr, Stream::Stderr)] {
+            drain.ear = ear.clone().map(|ear| (ear, stream));
         }
     }
 
@@ -99,15 +103,25 @@ impl Streams {
         self.stdin.feed().now_or_never().is_some()
     }
 
-    /// Moves bytes for as long as it is polled.
+    /// Moves bytes, and tells who comes to listen, for as long as it is polled.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: bytes that were read are kept, and bytes that were written are not written
     /// again.
-    pub(super) async fn flow(&mut self) -> Infallible {
-        self.ended().await;
-        future::pending().await
+    pub(super) async fn flow(&mut self, listeners: &mut impl Listeners) -> Infallible {
+        loop {
+            let moving = async {
+                self.ended().await;
+                future::pending::<Infallible>().await
+            };
+            tokio::select! {
+                biased;
+                never = moving => match never {},
+                () = listeners.come() => {}
+            }
+            self.tell(listeners);
+        }
     }
 
     /// Moves bytes until stdin was fed and nobody holds the output any more.
@@ -173,6 +187,8 @@ impl Writer {
 struct Drain {
     pipe: Option<Reader>,
     kept: Kept,
+    /// Who hears it as this stream.
+    ear: Option<(Arc<dyn Ear>, Stream)>,
 }
 
 enum Reader {
@@ -181,13 +197,23 @@ enum Reader {
 }
 
 impl Drain {
+    fn new(pipe: OwnedFd, max_output: u64) -> Self {
+        Self {
+            pipe: Some(Reader::Unwatched(pipe)),
+            kept: Kept::new(max_output),
+            ear: None,
+        }
+    }
+
     async fn drain(&mut self) {
         let mut turn = 0;
         while let Some(pipe) = &self.pipe {
             let read = match pipe {
-                Reader::Unwatched(fd) => read_once(&mut self.kept, |buffer| Ok(rustix::io::read(fd, buffer)?)),
+                Reader::Unwatched(fd) => read_once(&mut self.kept, &mut self.ear, |buffer| {
+                    Ok(rustix::io::read(fd, buffer)?)
+                }),
                 Reader::Watched(pipe) => match pipe.readable().await {
-                    Ok(()) => read_once(&mut self.kept, |buffer| pipe.try_read(buffer)),
+                    Ok(()) => read_once(&mut self.kept, &mut self.ear, |buffer| pipe.try_read(buffer)),
                     Err(error) => Err(error),
                 },
             };
@@ -214,12 +240,22 @@ impl Reader {
     }
 }
 
-/// Reads what is there into the thread's buffer and from there into `kept`; 0 is the end of the
-/// stream.
-fn read_once(kept: &mut Kept, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
+/// Reads what is there into the thread's buffer, and from there into `kept` and an ear; 0 is the
+/// end of the stream.
+fn read_once(
+    kept: &mut Kept,
+    ear: &mut Option<(Arc<dyn Ear>, Stream)>,
+    read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+) -> io::Result<usize> {
     BUFFER.with_borrow_mut(|buffer| {
         let count = read(buffer)?;
-        kept.push(&buffer[..count]);
+        let bytes = &buffer[..count];
+        if let Some((listener, stream)) = ear
+            && !listener.hear(*stream, kept.total(), bytes)
+        {
+            *ear = None;
+        }
+        kept.push(bytes);
         Ok(count)
     })
 }
@@ -248,10 +284,7 @@ mod tests {
         rustix::io::ioctl_fionbio(&reader, true).unwrap();
         let left = || ioctl_fionread(&reader).unwrap();
         let pipe = reader.try_clone().unwrap();
-        let mut drain = Drain {
-            pipe: Some(Reader::Unwatched(pipe)),
-            kept: Kept::new(0),
-        };
+        let mut drain = Drain::new(pipe, 0);
 
         for turns in 1..=2 {
             assert!(drain.drain().now_or_never().is_none());

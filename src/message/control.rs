@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::event::{Chunk, RunId};
 use super::id::JobId;
 use super::inventory::Inventory;
 use super::job::Job;
@@ -93,6 +94,20 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         id: Option<JobId>,
     },
+    /// Has the worker publish what happens to jobs, of all its pools, for 30 seconds.
+    Watch {},
+    /// Has the worker publish what this job writes, for 30 seconds: now if it runs it, else once it does. For each run it
+    /// answers once, with what was written before, when it runs; the same request again, by its `correlation_id`, asks
+    /// for more time.
+    Follow {
+        /// The job.
+        job: JobId,
+    },
+    /// Asks for what this job has written so far. Only a worker that runs it answers.
+    Output {
+        /// The job.
+        job: JobId,
+    },
 }
 
 /// What a worker answers.
@@ -103,6 +118,14 @@ pub enum Reply {
     State(WorkerState),
     /// Its jobs.
     Jobs(Inventory),
+    /// It runs the job; this is what was written so far.
+    Output {
+        /// Which run of it.
+        #[serde(flatten)]
+        run: RunId,
+        /// What is kept of its streams. What is written from here on follows the last chunk of each.
+        chunks: Vec<Chunk>,
+    },
     /// It does not do it.
     Refused {
         /// Why, for people.
@@ -250,6 +273,9 @@ impl Request {
             Self::Ping {} => "ping",
             Self::Drain { .. } => "drain",
             Self::Jobs { .. } => "jobs",
+            Self::Watch {} => "watch",
+            Self::Follow { .. } => "follow",
+            Self::Output { .. } => "output",
         }
     }
 

@@ -81,10 +81,15 @@ impl Output {
     ///
     /// When the text isn't base64 and should be; never for an output of [`from_kept`](Self::from_kept).
     pub fn decode(&self) -> Result<Cow<'_, [u8]>, OutputError> {
-        match self.encoding {
-            Encoding::Utf8 => Ok(Cow::Borrowed(self.text.as_bytes())),
-            Encoding::Base64 => Ok(Cow::Owned(STANDARD.decode(&self.text)?)),
-        }
+        decode(&self.text, self.encoding)
+    }
+}
+
+/// The bytes that a text holds.
+pub(super) fn decode(text: &str, encoding: Encoding) -> Result<Cow<'_, [u8]>, OutputError> {
+    match encoding {
+        Encoding::Utf8 => Ok(Cow::Borrowed(text.as_bytes())),
+        Encoding::Base64 => Ok(Cow::Owned(STANDARD.decode(text)?)),
     }
 }
 

@@ -92,8 +92,8 @@ pub struct OutputPolicy {
     /// At most 1MiB. Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<ByteSize>,
-    /// Whether output is also published while the command runs; without an effect in this version.
-    /// Default: the pool's.
+    /// Whether output is also published to `synthex.events` while the command runs, whoever listens;
+    /// else it is while somebody follows the job. Default: the pool's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub live: Option<bool>,
 }

@@ -9,6 +9,7 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value};
 
 use super::control::AnyMessage;
+use super::event::Event;
 use super::job::Job;
 use super::result::JobResult;
 
@@ -30,6 +31,11 @@ pub fn control() -> Value {
 /// Returns the JSON Schema of what a program prints.
 pub fn printed<T: JsonSchema>() -> Value {
     of::<T>(SchemaSettings::draft2020_12().for_serialize())
+}
+
+/// Returns the JSON Schema of what workers publish of themselves, for those who read it.
+pub fn event() -> Value {
+    of::<Event>(SchemaSettings::draft2020_12().for_serialize())
 }
 
 fn of<T: JsonSchema>(settings: SchemaSettings) -> Value {

@@ -10,7 +10,7 @@ use prometheus::{
 use super::PoolInfo;
 use super::family::{Family, families};
 use crate::message::Status;
-use crate::worker::event::ControlMessage;
+use crate::worker::event::{About, ControlMessage};
 
 families! {
     /// What the worker tells through its events.
@@ -63,6 +63,12 @@ families! {
         control_messages_total: Counter [message];
         /// Cancels that were forgotten because there were too many: their jobs are not cancelled.
         cancels_forgotten_total: Counter [];
+        /// Messages to synthex.events, and answers with a job's output, that the broker has confirmed.
+        events_published_total: Counter [about];
+        /// The same that were dropped: there were too many at a time, or the broker did not take them.
+        events_dropped_total: Counter [about];
+        /// Bytes of live output that were dropped: they came faster than they could be sent. Results have them, as far as output.max_bytes goes.
+        live_output_dropped_bytes_total: Counter [];
         /// Results on disk that wait for their confirm now.
         outbox_records: Gauge [];
         /// Bytes of the files that hold them.
@@ -140,6 +146,7 @@ pub(super) fn known_values<'a>(label: &str, pools: &'a [PoolInfo]) -> Vec<&'a st
         "pool" => pools.iter().map(|pool| &*pool.name).collect(),
         "status" => Status::ALL.iter().map(|status| status.as_str()).collect(),
         "message" => ControlMessage::ALL.iter().map(|message| message.as_str()).collect(),
+        "about" => About::ALL.iter().map(|about| about.as_str()).collect(),
         "stream" => vec![STDOUT, STDERR],
         "version" => vec![VERSION],
         _ => Vec::new(),

@@ -35,6 +35,9 @@ impl Observer for Metrics {
                 let forgotten = &families.cancels_forgotten_total;
                 forgotten.at([]).inc_by(u64::try_from(*count).unwrap_or(u64::MAX));
             }
+            Event::EventPublished { about } => families.events_published_total.at([about.as_str()]).inc(),
+            Event::EventDropped { about } => families.events_dropped_total.at([about.as_str()]).inc(),
+            Event::OutputUnsent { bytes } => families.live_output_dropped_bytes_total.at([]).inc_by(*bytes),
             Event::Broker(event) => self.broker(event),
             // Not counted yet, or shown by `Health`.
             Event::JobDelayed { .. }
@@ -43,6 +46,10 @@ impl Observer for Metrics {
             | Event::Consuming { .. }
             | Event::ConsumerLost { .. }
             | Event::ConsumerHeld { .. }
+            | Event::OutputKept { .. }
+            | Event::OutputHeard { .. }
+            | Event::OutputClosed { .. }
+            | Event::OutputEnded { .. }
             | Event::Draining => {}
         }
     }
@@ -158,6 +165,7 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use super::super::PoolInfo;
@@ -205,6 +213,7 @@ mod tests {
             is_final: true,
             duration: Duration::from_secs(9),
             error: None,
+            labels: BTreeMap::new(),
         }
     }
 
@@ -222,6 +231,7 @@ mod tests {
             job_id: id(),
             attempt: 1,
             waited,
+            labels: BTreeMap::new(),
         }
     }
 

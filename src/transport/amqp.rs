@@ -121,7 +121,11 @@ impl Transport for Amqp {
     }
 
     async fn listen(&self, topics: &[Topic]) -> Result<(String, AmqpSubscription), TransportError> {
-        AmqpSubscription::open_private(&self.shared.connector, topics, self.shared.observer.clone()).await
+        AmqpSubscription::open_private(&self.shared.connector, topics, None, self.shared.observer.clone()).await
+    }
+
+    async fn overhear(&self, topics: &[Topic], most: u32) -> Result<(String, AmqpSubscription), TransportError> {
+        AmqpSubscription::open_private(&self.shared.connector, topics, Some(most), self.shared.observer.clone()).await
     }
 
     async fn publish(&self, publication: &Publication) -> Result<(), PublishError> {

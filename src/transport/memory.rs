@@ -61,6 +61,28 @@ impl Memory {
         self.at_now(State::close_sessions);
     }
 
+    fn open_private(
+        &self,
+        topics: &[Topic],
+        most: Option<u32>,
+    ) -> Result<(String, MemorySubscription), TransportError> {
+        let changed = Arc::new(Notify::new());
+        let (name, consumer) = self.at_now(|state, now| {
+            let name = state.inbox(most);
+            let consumer = state.consume(&name, INBOX_PREFETCH, None, changed.clone())?;
+            let bound = state.bind_all(&name, topics);
+            // An inbox goes with its consumer.
+            bound.inspect_err(|_| state.remove(consumer, now))?;
+            Ok::<_, TransportError>((name, consumer))
+        })?;
+        let subscription = MemorySubscription {
+            broker: self.clone(),
+            consumer,
+            changed,
+        };
+        Ok((name, subscription))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic under the lock is a bug, but what was in the state is still the best there is.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -97,21 +119,11 @@ impl Transport for Memory {
     }
 
     async fn listen(&self, topics: &[Topic]) -> Result<(String, MemorySubscription), TransportError> {
-        let changed = Arc::new(Notify::new());
-        let (name, consumer) = self.at_now(|state, now| {
-            let name = state.inbox();
-            let consumer = state.consume(&name, INBOX_PREFETCH, None, changed.clone())?;
-            let bound = state.bind_all(&name, topics);
-            // An inbox goes with its consumer.
-            bound.inspect_err(|_| state.remove(consumer, now))?;
-            Ok::<_, TransportError>((name, consumer))
-        })?;
-        let subscription = MemorySubscription {
-            broker: self.clone(),
-            consumer,
-            changed,
-        };
-        Ok((name, subscription))
+        self.open_private(topics, None)
+    }
+
+    async fn overhear(&self, topics: &[Topic], most: u32) -> Result<(String, MemorySubscription), TransportError> {
+        self.open_private(topics, Some(most))
     }
 
     async fn publish(&self, publication: &Publication) -> Result<(), PublishError> {

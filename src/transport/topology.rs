@@ -169,6 +169,14 @@ impl Topology {
         topology
     }
 
+    /// What events need.
+    #[must_use]
+    pub fn events(names: &Names) -> Self {
+        let mut topology = Self::default();
+        topology.exchange(names.events(), ExchangeKind::Topic, None);
+        topology
+    }
+
     fn exchange(&mut self, name: String, kind: ExchangeKind, alternate: Option<String>) {
         self.exchanges.push(Exchange { name, kind, alternate });
     }

@@ -58,6 +58,8 @@ pub(super) struct Plan {
     pub(super) retry: Retry,
     /// No start before this.
     pub(super) ready_at: Option<Timestamp>,
+    /// Whether its output is published while it runs, whoever listens.
+    pub(super) is_live: bool,
     expires_at: Option<Timestamp>,
     /// What a restricted pool runs; the command's words were judged by it, not yet where its program is.
     allowed: Option<Arc<Allowed>>,
@@ -236,6 +238,11 @@ fn plan(pool: &Pool, job: &Job, properties: &Properties) -> Result<Plan, JobErro
         run,
         retry: retry(pool, job.retry.clone().unwrap_or_default()),
         ready_at: job.not_before.max(not_before_header(properties)),
+        is_live: job
+            .output
+            .as_ref()
+            .and_then(|output| output.live)
+            .unwrap_or(pool.output.live),
         expires_at: job.expires_at,
         allowed: pool.allowed.clone(),
     })
@@ -349,6 +356,7 @@ fn handler_plan(pool: &Pool, handler: &[String], envelope: &Envelope) -> Plan {
         run,
         retry: pool.retry.clone(),
         ready_at: not_before_header(properties),
+        is_live: pool.output.live,
         expires_at: None,
         allowed: None, // the handler is the pool's own
     }

@@ -3,11 +3,14 @@
 //! The worker tells an [`Observer`]; it never asks one anything. What a thing means for a counter, or how a log line
 //! reads, is the observer's business, so production code holds no test hooks.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::hold::HoldReason;
-use crate::message::{FailureKind, JobId, JobResult, Order, Request, Status};
+use crate::message::{FailureKind, JobId, JobResult, Order, Request, Status, Stream};
 use crate::transport::{BrokerEvent, QueueDepth};
 
 /// Something that happened. `pool` is the only label that metrics may take from it.
@@ -33,6 +36,8 @@ pub enum Event {
         attempt: u32,
         /// From the producer's timestamp, or the end of its delay, to now; `None` without a timestamp.
         waited: Option<Duration>,
+        /// The job's own.
+        labels: BTreeMap<String, String>,
     },
     /// A job's command has ended and its slot is free. Only after [`Event::JobStarted`].
     JobEnded {
@@ -59,6 +64,8 @@ pub enum Event {
         duration: Duration,
         /// What went wrong, if anything.
         error: Option<(FailureKind, String)>,
+        /// The job's own.
+        labels: BTreeMap<String, String>,
     },
     /// A failed attempt was published again, to be run after a delay.
     JobRetried {
@@ -178,10 +185,122 @@ pub enum Event {
         /// How many.
         count: usize,
     },
+    /// Somebody came to listen to a command: what is kept of its output so far.
+    OutputKept {
+        /// The run.
+        run: RunOf,
+        /// In the order of each stream, stdout first.
+        kept: Arc<[Kept]>,
+        /// Who is to be told.
+        listeners: Arc<[Listener]>,
+    },
+    /// A command that somebody listens to has written something.
+    OutputHeard {
+        /// The run.
+        run: RunOf,
+        /// Where to.
+        stream: Stream,
+        /// How many bytes it wrote there before.
+        offset: u64,
+        /// What.
+        bytes: Bytes,
+    },
+    /// A command that somebody listened to writes no more.
+    OutputClosed {
+        /// The number of its run.
+        run: u64,
+    },
+    /// An attempt that somebody listened to, or waited for, has its result, published and confirmed.
+    OutputEnded {
+        /// The run, or what would have been one.
+        run: RunOf,
+        /// How it ended.
+        status: Status,
+        /// Whether it was the job's last attempt.
+        is_final: bool,
+        /// All bytes of stdout.
+        stdout_bytes: u64,
+        /// All bytes of stderr.
+        stderr_bytes: u64,
+    },
+    /// A message was published for whoever listens.
+    EventPublished {
+        /// What it was about.
+        about: About,
+    },
+    /// A message for whoever listens was dropped: there were too many, or the broker did not take it.
+    EventDropped {
+        /// What it was about.
+        about: About,
+    },
+    /// Output was dropped that somebody listens to: it came faster than it could be sent.
+    OutputUnsent {
+        /// How many bytes.
+        bytes: u64,
+    },
     /// The worker takes no more jobs.
     Draining,
     /// The transport told something.
     Broker(BrokerEvent),
+}
+
+/// One run of a job, as those who listen to it know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunOf {
+    /// Which run of this worker.
+    pub number: u64,
+    /// The pool.
+    pub pool: Arc<str>,
+    /// The job.
+    pub job_id: JobId,
+    /// Its attempt, from 1.
+    pub attempt: u32,
+}
+
+/// Consecutive bytes that are kept of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Which stream.
+    pub stream: Stream,
+    /// How many bytes were written before these.
+    pub offset: u64,
+    /// How many of them, just before these, were not kept.
+    pub dropped: u64,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// Who asked to hear a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// The queue for answers.
+    pub reply_to: String,
+    /// What he knows his question by.
+    pub correlation_id: Option<String>,
+}
+
+/// What a published event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the words are those of the routing keys")]
+pub enum About {
+    Job,
+    Worker,
+    Output,
+}
+
+impl About {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Job, Self::Worker, Self::Output];
+
+    /// The word for it, as a label and as the first word of its routing keys.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Job => "job",
+            Self::Worker => "worker",
+            Self::Output => "output",
+        }
+    }
 }
 
 /// A message of an operator.
@@ -194,19 +313,25 @@ pub enum ControlMessage {
     Ping,
     Drain,
     Jobs,
+    Watch,
+    Follow,
+    Output,
     /// Anything that cannot be read.
     Invalid,
 }
 
 impl ControlMessage {
     /// Every one, in the order of the documentation.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Cancel,
         Self::Pause,
         Self::Resume,
         Self::Ping,
         Self::Drain,
         Self::Jobs,
+        Self::Watch,
+        Self::Follow,
+        Self::Output,
         Self::Invalid,
     ];
 
@@ -227,6 +352,9 @@ impl ControlMessage {
             Request::Ping {} => Self::Ping,
             Request::Drain { .. } => Self::Drain,
             Request::Jobs { .. } => Self::Jobs,
+            Request::Watch {} => Self::Watch,
+            Request::Follow { .. } => Self::Follow,
+            Request::Output { .. } => Self::Output,
         }
     }
 
@@ -240,6 +368,9 @@ impl ControlMessage {
             Self::Ping => "ping",
             Self::Drain => "drain",
             Self::Jobs => "jobs",
+            Self::Watch => "watch",
+            Self::Follow => "follow",
+            Self::Output => "output",
             Self::Invalid => "invalid",
         }
     }
@@ -257,6 +388,7 @@ impl Event {
             is_final: result.is_final,
             duration: Duration::from_millis(result.duration_ms),
             error: error.map(|error| (error.kind, error.message.clone())),
+            labels: result.labels.clone(),
         }
     }
 }

@@ -26,6 +26,7 @@ impl Observer for EventLog {
                 is_final,
                 duration,
                 error,
+                ..
             } => {
                 let end = End {
                     job_id,

@@ -13,7 +13,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use super::Audience;
 use super::admit::{Admission, Plan, Refusal, Ticket, admit};
+use super::audience::{Heard, Hearing};
 use super::event::{Event, Observer, RunAccount, StreamAccount};
 use super::hold::{Claim, Present};
 use super::in_hand::{Entry, InHand, Known};
@@ -45,6 +47,7 @@ pub(super) struct Pipeline<T> {
     holds: Holds,
     orders: Orders,
     in_hand: InHand,
+    audience: Audience,
     pulse: Arc<Pulse>,
     observer: Arc<dyn Observer>,
     ending: Ending,
@@ -74,6 +77,7 @@ impl<T: Transport> Pipeline<T> {
             holds: worker.holds.clone(),
             orders: worker.orders.clone(),
             in_hand: worker.in_hand.clone(),
+            audience: worker.audience.clone(),
             pulse,
             observer: worker.observer.clone(),
             ending: worker.ending.clone(),
@@ -221,11 +225,16 @@ impl<T: Transport> Pipeline<T> {
             return self.refuse(held, &ticket, Status::Rejected, refusal, stop).await;
         }
         let Plan {
-            run, retry, ready_at, ..
+            run,
+            retry,
+            ready_at,
+            is_live,
+            ..
         } = plan;
         let started = Started { now, ready_at };
         entry.start(now, deadline(now, &run));
-        let outcome = self.execute(&ticket, run, started, job, stop).await;
+        let mut hearing = self.hearing(&ticket, is_live);
+        let outcome = self.execute(&ticket, run, started, &mut hearing, job, stop).await;
         entry.settle();
         drop(turn);
         let cancellation = job.cancellation();
@@ -233,7 +242,19 @@ impl<T: Transport> Pipeline<T> {
             return self.cut(held, &ticket).await;
         }
         let conclusion = settle::conclude(&ticket, &retry, outcome, self.identity.clone());
-        self.conclude(held, &ticket, conclusion.told(cancellation), stop).await;
+        self.conclude(held, &ticket, conclusion.told(cancellation), &hearing, stop)
+            .await;
+    }
+
+    /// Those who may listen to the job.
+    fn hearing<'a>(&'a self, ticket: &'a Ticket, is_live: bool) -> Hearing<'a> {
+        let about = Heard {
+            pool: &self.pool.name,
+            job_id: &ticket.job_id,
+            attempt: ticket.attempt.number,
+            observer: &self.observer,
+        };
+        self.audience.hearing(about, is_live)
     }
 
     /// Waits for the job's turn to be started.
@@ -317,7 +338,15 @@ impl<T: Transport> Pipeline<T> {
         })
     }
 
-    async fn execute(&self, ticket: &Ticket, run: Run, started: Started, job: &Watched, stop: &Shutdown) -> Outcome {
+    async fn execute(
+        &self,
+        ticket: &Ticket,
+        run: Run,
+        started: Started,
+        hearing: &mut Hearing<'_>,
+        job: &Watched,
+        stop: &Shutdown,
+    ) -> Outcome {
         let Started { now, ready_at } = started;
         let mut running = Running::start(self, ticket, waited(ticket, ready_at, now));
         let run = self.with_facts(run, ticket, now);
@@ -325,7 +354,7 @@ impl<T: Transport> Pipeline<T> {
             end: CancellationToken::new(),
             kill: stop.abort_token(),
         };
-        let mut run = pin!(executor::execute(&self.spawners, run, stop.clone()));
+        let mut run = pin!(executor::execute_before(hearing, &self.spawners, run, stop.clone()));
         let outcome = tokio::select! {
             outcome = &mut run => outcome,
             _ = job.cancelled() => {
@@ -366,17 +395,26 @@ impl<T: Transport> Pipeline<T> {
 
     async fn refuse(&self, held: Held, ticket: &Ticket, status: Status, refusal: Refusal, stop: &Shutdown) {
         let conclusion = settle::refuse(ticket, status, refusal, Timestamp::now(), self.identity.clone());
-        self.conclude(held, ticket, conclusion, stop).await;
+        let hearing = self.hearing(ticket, false);
+        self.conclude(held, ticket, conclusion, &hearing, stop).await;
     }
 
     /// Result, then what comes after it, then the ack.
-    async fn conclude(&self, held: Held, ticket: &Ticket, conclusion: Conclusion, stop: &Shutdown) {
+    async fn conclude(
+        &self,
+        held: Held,
+        ticket: &Ticket,
+        conclusion: Conclusion,
+        hearing: &Hearing<'_>,
+        stop: &Shutdown,
+    ) {
         let (names, pool, key) = (&self.names, &*self.pool.name, held.key().into());
         let parcel = Parcel::of(names, pool, key, held.envelope(), ticket, &conclusion);
         let Some(receipt) = self.post.send(&parcel, stop).await else {
             return self.cut(held, ticket).await; // the worker stops at once
         };
         self.tell(Event::finished(self.pool.name.clone(), &conclusion.result));
+        hearing.tell_end(&conclusion.result);
         if let Err(error) = held.ack().await {
             tracing::warn!(pool, job.id = %ticket.job_id, "failed to {error}, though it has ended");
         }
@@ -554,6 +592,7 @@ impl<'a> Running<'a> {
             job_id: ticket.job_id.clone(),
             attempt: ticket.attempt.number,
             waited,
+            labels: ticket.labels.clone(),
         });
         Self {
             observer,

@@ -303,7 +303,9 @@ fn a_usage_line_does_not_depend_on_the_environment() {
         (&["submit", "--foo"], "Usage: synthex submit [OPTIONS] -- <CMD>..."),
     ] {
         for set in [&[][..], &[("SYNTHEX_AMQP_URL", "amqp://h"), ("SYNTHEX_NAMESPACE", "n")]] {
-            let cli = set.iter().fold(Cli::new(args), |cli, (name, value)| cli.env(name, value));
+            let cli = set
+                .iter()
+                .fold(Cli::new(args), |cli, (name, value)| cli.env(name, value));
             let refused = cli.run().expect_code(2);
             assert!(refused.stderr.contains(usage), "{args:?} {set:?}: {}", refused.stderr);
         }

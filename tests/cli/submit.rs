@@ -123,6 +123,10 @@ fn what_comes_on_stdin_instead_of_a_command_has_to_be_a_job() {
     refused(" \n", &[], "give a command after --");
     refused("true", &[], "stdin is not a job");
     refused(r#"{"comand": ["true"]}"#, &[], "comand");
-    refused(r#"{"command": ["true"]}"#, &["--timeout", "1s"], "needs a command after --");
+    refused(
+        r#"{"command": ["true"]}"#,
+        &["--timeout", "1s"],
+        "needs a command after --",
+    );
     refused(&"x".repeat(17 << 20), &[], "at most");
 }

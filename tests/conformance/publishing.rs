@@ -202,6 +202,33 @@ pub async fn an_inbox_hears_of_the_topics_it_was_opened_for<T: Transport>(bench:
     assert!(error.contains("nowhere"), "{error}");
 }
 
+pub async fn one_who_overhears_and_hangs_has_the_oldest_dropped<T: Transport>(bench: Bench<T>) {
+    /// Handed out to a consumer at most, and waiting in its queue at most.
+    const HANDED_OUT: u32 = 256;
+    const MOST: u32 = 10;
+    let topology = Topology {
+        exchanges: vec![exchange("topics", ExchangeKind::Topic)],
+        ..Topology::default()
+    };
+    bench.declare(&topology).await;
+    let topics = [Topic {
+        exchange: "topics".to_owned(),
+        routing_key: "key".to_owned(),
+    }];
+    let opened = bench.broker.overhear(&topics, MOST);
+    let (_, mut inbox) = soon("an inbox", opened).await.expect("an inbox");
+    let all = HANDED_OUT + 5 * MOST;
+    for number in 0..all {
+        let message = to("topics", "key", &number.to_string());
+        bench.publish(&message).await.expect("whoever hangs harms no publisher");
+    }
+    for expected in (0..HANDED_OUT).chain(all - MOST..all) {
+        let delivery = take(&mut inbox).await;
+        assert_eq!(text(&delivery), expected.to_string());
+        ack(delivery).await;
+    }
+}
+
 pub async fn a_queue_s_depth_counts_what_waits<T: Transport>(bench: Bench<T>) {
     let missing = bench.broker.queue_depth("jobs").await.expect("the broker tells");
     assert_eq!(missing, None);

@@ -77,17 +77,29 @@ fn queues_with_other_arguments_and_pools_that_ask_too_much_are_problems() {
     assert!(remedy.contains("rabbitmqctl delete_queue"), "{remedy}");
     problem(&found, "message_size", "max_job_bytes");
     let differing = found.iter().filter(|finding| {
-        finding["severity"] == "problem" && finding["found"].as_str().is_some_and(|text| text.contains("jobs.limited"))
+        finding["severity"] == "problem"
+            && finding["found"]
+                .as_str()
+                .is_some_and(|text| text.contains("jobs.limited"))
     });
     assert_eq!(differing.count(), 1, "{found:#?}");
     // The others are missing, which the first worker mends.
-    let missing = found.iter().find(|finding| finding["check"] == "topology" && finding["severity"] == "note");
+    let missing = found
+        .iter()
+        .find(|finding| finding["check"] == "topology" && finding["severity"] == "note");
     assert!(missing.is_some_and(|note| note["found"].as_str().is_some_and(|text| text.contains("control.log"))));
 
     // In words, problems come last.
-    let said = bench.synthex(&["doctor", &limited, "--wait", "600ms"]).run().expect_code(78);
+    let said = bench
+        .synthex(&["doctor", &limited, "--wait", "600ms"])
+        .run()
+        .expect_code(78);
     let last = said.stdout.lines().rev().take(2).collect::<Vec<_>>();
-    assert!(last[0].trim_start().starts_with("do: ") && last[1].starts_with("PROBLEM"), "{}", said.stdout);
+    assert!(
+        last[0].trim_start().starts_with("do: ") && last[1].starts_with("PROBLEM"),
+        "{}",
+        said.stdout
+    );
 }
 
 #[test]
@@ -142,7 +154,10 @@ fn rights_that_are_missing_are_named_one_by_one() {
     block_on(vhost.permit(&user, "^amq\\.gen-", role, read));
     let passive = bench.pool("pool = \"default\"\ndeclare = \"passive\"\n");
     let found = findings(&bench, &[&passive], 0);
-    assert!(found.iter().all(|finding| finding["severity"] != "problem"), "{found:#?}");
+    assert!(
+        found.iter().all(|finding| finding["severity"] != "problem"),
+        "{found:#?}"
+    );
 
     block_on(vhost.permit(&user, "", "", ""));
     let found = findings(&bench, &[&passive], 78);
@@ -157,6 +172,9 @@ fn a_broker_that_is_away_is_a_problem_among_others() {
     let found = findings(&bench, &["--connect-timeout", "300ms"], 78);
     let remedy = problem(&found, "broker", "127.0.0.1:1");
     assert!(remedy.contains("--amqp-url"), "{remedy}");
-    assert!(found.iter().any(|finding| finding["check"] == "landlock"), "this machine is looked at all the same");
+    assert!(
+        found.iter().any(|finding| finding["check"] == "landlock"),
+        "this machine is looked at all the same"
+    );
     assert!(!format!("{found:?}").contains(PASSWORD));
 }

@@ -29,7 +29,11 @@ fn a_job_is_found_wherever_a_worker_or_the_broker_has_it() {
     bench.send("default", "done", &json!({"command": ["true"]}));
     bench.send("default", "wrong", &json!({"comand": ["true"]}));
     bench.replies(2);
-    bench.send("default", "later", &json!({"command": ["true"], "not_before": in_an_hour()}));
+    bench.send(
+        "default",
+        "later",
+        &json!({"command": ["true"], "not_before": in_an_hour()}),
+    );
     bench.waits_for("delay.20m", 1);
     bench.send("default", &runs, &gate.job());
     gate.started();
@@ -39,7 +43,10 @@ fn a_job_is_found_wherever_a_worker_or_the_broker_has_it() {
     bench.waits_for("jobs.default", 1);
 
     let running = explained(&bench, &[&runs], 0);
-    assert_has(&running, &json!({"verdict": "running", "pool": "default", "attempt": 1}));
+    assert_has(
+        &running,
+        &json!({"verdict": "running", "pool": "default", "attempt": 1}),
+    );
     assert!(running["deadline"].is_string());
     assert_has(
         &explained(&bench, &["waits"], 0),
@@ -50,8 +57,14 @@ fn a_job_is_found_wherever_a_worker_or_the_broker_has_it() {
         &json!({"verdict": "finished", "status": "succeeded"}),
     );
     let dead = explained(&bench, &["wrong"], 0);
-    assert_has(&dead, &json!({"verdict": "dead", "reason": "rejected", "pool": "default"}));
-    assert!(dead["error"].as_str().is_some_and(|error| error.contains("comand")), "{dead}");
+    assert_has(
+        &dead,
+        &json!({"verdict": "dead", "reason": "rejected", "pool": "default"}),
+    );
+    assert!(
+        dead["error"].as_str().is_some_and(|error| error.contains("comand")),
+        "{dead}"
+    );
     let delayed = explained(&bench, &["later"], 0);
     assert_has(&delayed, &json!({"verdict": "delayed", "pool": "default"}));
     assert!(delayed["until"].is_string(), "{delayed}");
@@ -64,7 +77,10 @@ fn a_job_is_found_wherever_a_worker_or_the_broker_has_it() {
 
     gate.open();
     let ended = bench.replies(3);
-    assert!(ended.keys().all(|(_, attempt)| *attempt == 1), "asking is no attempt: {ended:?}");
+    assert!(
+        ended.keys().all(|(_, attempt)| *attempt == 1),
+        "asking is no attempt: {ended:?}"
+    );
     worker.stop();
 }
 
@@ -74,7 +90,11 @@ fn a_look_into_a_delay_neither_loses_nor_counts_a_job() {
     let worker = bench.worker(&[]);
     bench.listen();
     let at = Timestamp::now() + SignedDuration::from_secs(7);
-    bench.send("default", "soon", &json!({"command": ["true"], "not_before": at.to_string()}));
+    bench.send(
+        "default",
+        "soon",
+        &json!({"command": ["true"], "not_before": at.to_string()}),
+    );
     bench.waits_for("delay.5s", 1);
     for id in ["another", "third"] {
         explained(&bench, &[id], 1); // through that queue, and past this job
@@ -90,7 +110,9 @@ fn a_queue_that_nobody_serves_or_that_is_paused_is_told_with_its_remedy() {
     let bench = Bench::new();
     let pool = bench.pool("pool = \"p\"\n");
     bench.synthex(&["config", "apply", &pool]).run().expect_code(0);
-    bench.rabbit.call(json!({"do": "declare", "queue": bench.named("my-replies")}));
+    bench
+        .rabbit
+        .call(json!({"do": "declare", "queue": bench.named("my-replies")}));
     bench.send("p", "job", &json!({"command": ["true"]}));
     let explain = |code| explained(&bench, &["job", "--pool", "p"], code);
     assert_has(&explain(0), &json!({"verdict": "no_consumer", "pool": "p", "ready": 1}));
@@ -111,7 +133,11 @@ fn a_queue_that_nobody_serves_or_that_is_paused_is_told_with_its_remedy() {
         .synthex(&["explain", "another", "--pool", "p", "--wait", "600ms"])
         .run()
         .expect_code(0);
-    assert!(said.stdout.starts_with("job another is in nobody's hands"), "{}", said.stdout);
+    assert!(
+        said.stdout.starts_with("job another is in nobody's hands"),
+        "{}",
+        said.stdout
+    );
     assert!(said.stderr.contains("synthex resume p"), "{}", said.stderr);
 }
 

@@ -16,7 +16,9 @@ pub fn assert_described(value: &Value, kind: &str) {
     let (mut compiler, mut schemas) = (Compiler::new(), Schemas::new());
     compiler.add_resource("urn:fleet", schema).expect("it is a schema");
     let at = format!("urn:fleet#/$defs/{kind}");
-    let index = compiler.compile(&at, &mut schemas).unwrap_or_else(|error| panic!("{error:#}"));
+    let index = compiler
+        .compile(&at, &mut schemas)
+        .unwrap_or_else(|error| panic!("{error:#}"));
     if let Err(error) = schemas.validate(value, index) {
         panic!("{value:#}\n{error:#}");
     }
@@ -69,10 +71,16 @@ fn pools_workers_and_jobs_are_listed_and_none_of_a_commands_secrets() {
         &json!({"state": "running", "program": "/bin/bash", "attempt": 1, "labels": {"team": "blue"}}),
     );
     assert!(jobs[0]["started_at"].is_string() && jobs[0]["deadline"].is_string());
-    assert_has(&jobs[1], &json!({"state": "waiting", "program": "/usr/bin/env", "started_at": null}));
+    assert_has(
+        &jobs[1],
+        &json!({"state": "waiting", "program": "/usr/bin/env", "started_at": null}),
+    );
     let waiting = json(&bench, &["jobs", "--state", "waiting", "--wait", "600ms"]);
     assert_eq!(waiting.len(), 1);
-    assert_eq!(json(&bench, &["jobs", "--worker", "nobody", "--wait", "600ms"]), Vec::<Value>::new());
+    assert_eq!(
+        json(&bench, &["jobs", "--worker", "nobody", "--wait", "600ms"]),
+        Vec::<Value>::new()
+    );
 
     let workers = json(&bench, &["workers", "--wait", "600ms"]);
     assert_described(&workers[0], "WorkerState");
@@ -82,14 +90,23 @@ fn pools_workers_and_jobs_are_listed_and_none_of_a_commands_secrets() {
     assert_eq!(snapshot[0]["jobs"].as_array().map(Vec::len), Some(2));
     assert!(!format!("{jobs:?}{snapshot:?}").contains("hunter2"), "{jobs:?}");
 
-    let table = bench.synthex(&["top", "--once", "--interval", "100ms"]).run().expect_code(0).stdout;
+    let table = bench
+        .synthex(&["top", "--once", "--interval", "100ms"])
+        .run()
+        .expect_code(0)
+        .stdout;
     for row in [
         format!("{:width$}  default  running", id, width = id.len()),
         "default  consuming  2      2        1/1      1        1      1       0.0/s".to_owned(),
     ] {
         assert!(table.contains(&row), "no {row:?} in\n{table}");
     }
-    assert!(table.lines().all(|line| line == line.trim_end() && !line.contains('\x1b')), "{table}");
+    assert!(
+        table
+            .lines()
+            .all(|line| line == line.trim_end() && !line.contains('\x1b')),
+        "{table}"
+    );
     gate.open();
     worker.stop();
 }
@@ -98,7 +115,10 @@ fn pools_workers_and_jobs_are_listed_and_none_of_a_commands_secrets() {
 fn a_name_that_is_not_known_brings_the_nearest_to_mind() {
     let bench = Bench::new();
     let worker = bench.worker(&[]);
-    let id = json(&bench, &["workers", "--wait", "600ms"])[0]["id"].as_str().expect("it has one").to_owned();
+    let id = json(&bench, &["workers", "--wait", "600ms"])[0]["id"]
+        .as_str()
+        .expect("it has one")
+        .to_owned();
     for args in [
         &["pause", "defualt"][..],
         &["pools", "defualt"],
@@ -106,11 +126,19 @@ fn a_name_that_is_not_known_brings_the_nearest_to_mind() {
         &["submit", "--pool", "defaul", "--", "true"],
     ] {
         let refused = bench.synthex(args).run().expect_code(78);
-        assert!(refused.stderr.contains(r#"did you mean "default"?"#), "{args:?}: {}", refused.stderr);
+        assert!(
+            refused.stderr.contains(r#"did you mean "default"?"#),
+            "{args:?}: {}",
+            refused.stderr
+        );
     }
     let near = &id[..id.len() - 1];
     let refused = bench.synthex(&["drain", near]).run().expect_code(1);
-    assert!(refused.stderr.contains(&format!("did you mean {id:?}?")), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains(&format!("did you mean {id:?}?")),
+        "{}",
+        refused.stderr
+    );
     let other = bench.synthex(&["pause", "another"]).run().expect_code(78);
     assert!(!other.stderr.contains("did you mean"), "{}", other.stderr);
     worker.stop();

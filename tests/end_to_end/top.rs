@@ -43,10 +43,19 @@ fn pools_workers_and_jobs_are_seen_and_operated() {
     let screen = top.wait_for("running job", |screen| {
         line(screen, &id[..20]).contains("running") && line(screen, "default").contains("1/2")
     });
-    assert!(line(&screen, "synthex top").contains(&format!("{} on 127.0.0.1:", bench.namespace)), "{screen}");
-    assert!(line(&screen, "1 workers 1/2 slots busy 0 ready 1 unacked").ends_with("1 failed"), "{screen}");
+    assert!(
+        line(&screen, "synthex top").contains(&format!("{} on 127.0.0.1:", bench.namespace)),
+        "{screen}"
+    );
+    assert!(
+        line(&screen, "1 workers 1/2 slots busy 0 ready 1 unacked").ends_with("1 failed"),
+        "{screen}"
+    );
     assert_eq!(line(&screen, "POOL"), "POOL STATE READY UNACKED RUNNING FAILED RATE");
-    assert!(line(&screen, "default").starts_with("default consuming 0 1 1/2 1 "), "{screen}");
+    assert!(
+        line(&screen, "default").starts_with("default consuming 0 1 1/2 1 "),
+        "{screen}"
+    );
     let job = line(&screen, &id[..20]);
     assert!(job.contains("default bash running") && job.contains("█"), "{job}");
     assert!(screen.lines().all(|line| line.chars().count() <= 80));
@@ -54,13 +63,17 @@ fn pools_workers_and_jobs_are_seen_and_operated() {
     // Nothing without a yes.
     top.press("\x1b[B");
     top.press("p");
-    top.wait_for("question", |screen| screen.contains("pause pool default: no worker starts jobs of it?"));
+    top.wait_for("question", |screen| {
+        screen.contains("pause pool default: no worker starts jobs of it?")
+    });
     top.press("n");
     top.wait_for("answer", |screen| screen.contains("nothing was done"));
     top.press("py");
     top.wait_for("pause", |screen| line(screen, "default").starts_with("default paused"));
     top.press("py");
-    top.wait_for("end of the pause", |screen| line(screen, "default").starts_with("default consuming"));
+    top.wait_for("end of the pause", |screen| {
+        line(screen, "default").starts_with("default consuming")
+    });
 
     top.press("\t\tcy");
     let reply = bench.reply().json();
@@ -76,18 +89,26 @@ fn pools_workers_and_jobs_are_seen_and_operated() {
     top.press("xq");
     assert_eq!(top.wait(), Some(0));
     assert!(top.is_restored(), "{}", top.screen());
-    assert!(top.written().contains("\x1b[32m") || top.written().contains("38;5;2m"), "it has colours");
+    assert!(
+        top.written().contains("\x1b[32m") || top.written().contains("38;5;2m"),
+        "it has colours"
+    );
 }
 
 #[test]
 fn a_lost_broker_is_told_and_found_again_without_a_colour() {
     let mut bench = Bench::new();
     let worker = bench.worker(&[]);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
     let runtime = runtime.expect("a runtime");
     let broker = block_on(Broker::shared());
     let proxy = runtime.block_on(Proxy::start(broker.port()));
-    bench.url = bench.url.replace(&format!(":{}/", broker.port()), &format!(":{}/", proxy.port()));
+    bench.url = bench
+        .url
+        .replace(&format!(":{}/", broker.port()), &format!(":{}/", proxy.port()));
     let mut top = top(
         &bench,
         &["--interval", "100ms", "--connect-timeout", "500ms"],
@@ -97,7 +118,9 @@ fn a_lost_broker_is_told_and_found_again_without_a_colour() {
     proxy.silence();
     proxy.cut_silent();
     drop(proxy); // and nobody listens there any more
-    top.wait_for("word of the loss", |screen| screen.contains("BROKER LOST") && screen.contains("default"));
+    top.wait_for("word of the loss", |screen| {
+        screen.contains("BROKER LOST") && screen.contains("default")
+    });
     for colour in ["\x1b[3", "\x1b[9", "\x1b[38"] {
         let written = top.written();
         let coloured = written.split(colour).skip(1).filter(|rest| {

@@ -23,7 +23,7 @@ use synthex::transport::{Delivery, Publication, Routing, Subscribe, Subscription
 use synthex::worker::event::{Event, Observers};
 use synthex::worker::orders::Orders;
 use synthex::worker::spool::Spool;
-use synthex::worker::{Ending, Identity, InHand, Ledgers, Watch, Worker};
+use synthex::worker::{Audience, Ending, Identity, InHand, Ledgers, Watch, Worker};
 use tokio::task::JoinHandle;
 
 use crate::support::broker::Vhost;
@@ -259,6 +259,7 @@ impl<T: Transport> Rig<T> {
             names: self.names.clone(),
             spawners: spawners(),
             holds: orders.holds().clone(),
+            audience: Audience::default(),
             orders,
             identity: Identity {
                 id: JobId::random().to_string(),

@@ -204,6 +204,11 @@ impl<T: Transport> Transport for Faulty<T> {
         Ok((name, FaultySubscription::new(inner, None, self.script.clone())))
     }
 
+    async fn overhear(&self, topics: &[Topic], most: u32) -> Result<(String, Self::Subscription), TransportError> {
+        let (name, inner) = self.inner.overhear(topics, most).await?;
+        Ok((name, FaultySubscription::new(inner, None, self.script.clone())))
+    }
+
     async fn publish(&self, publication: &Publication) -> Result<(), PublishError> {
         let fault = due(&self.script.publish, publication);
         let (exchange, routing_key) = (publication.exchange.clone(), publication.routing_key.clone());

@@ -167,10 +167,9 @@ pub(super) fn consumer_timeout(version: Option<&Version>, pools: &[Pool]) -> Vec
     );
     let by_queue = version.is_some_and(|version| version.numbers >= WITH_QUEUE_TIMEOUT);
     vec![match by_queue {
-        true if needed <= CONSUMER_TIMEOUT => Finding::ok(
-            CHECK,
-            format!("queues allow {}; {jobs}", Span::from(CONSUMER_TIMEOUT)),
-        ),
+        true if needed <= CONSUMER_TIMEOUT => {
+            Finding::ok(CHECK, format!("queues allow {}; {jobs}", Span::from(CONSUMER_TIMEOUT)))
+        }
         true => Finding::problem(
             CHECK,
             format!("{jobs}, and queues allow {}", Span::from(CONSUMER_TIMEOUT)),
@@ -199,7 +198,11 @@ pub(super) fn message_size(version: Option<&Version>, pools: &[Pool]) -> Vec<Fin
     for pool in pools {
         let too_large = [
             ("jobs", "max_job_bytes", pool.max_job_bytes),
-            ("results", "output.max_bytes, twice", pool.output.max_bytes.saturating_mul(2)),
+            (
+                "results",
+                "output.max_bytes, twice",
+                pool.output.max_bytes.saturating_mul(2),
+            ),
         ];
         for (what, key, bytes) in too_large.into_iter().filter(|(.., bytes)| *bytes > largest) {
             findings.push(Finding::problem(
@@ -215,7 +218,10 @@ pub(super) fn message_size(version: Option<&Version>, pools: &[Pool]) -> Vec<Fin
         }
     }
     if findings.is_empty() {
-        let found = format!("jobs and results fit into a message of {}", ByteSize::from_bytes(largest));
+        let found = format!(
+            "jobs and results fit into a message of {}",
+            ByteSize::from_bytes(largest)
+        );
         findings.push(Finding::ok("message_size", found));
     }
     findings
@@ -237,7 +243,11 @@ pub(super) fn topology(found: &[Found], pools: &[Pool]) -> Vec<Finding> {
                 text,
                 "declare it with `synthex config apply`, as one who may: declare = \"passive\" leaves it to you",
             ),
-            false => Finding::note("topology", text, "the first worker declares it, or `synthex config apply` does"),
+            false => Finding::note(
+                "topology",
+                text,
+                "the first worker declares it, or `synthex config apply` does",
+            ),
         });
     }
     findings.extend(found.iter().filter_map(differing));
@@ -262,7 +272,9 @@ fn differing(found: &Found) -> Option<Finding> {
             Some(Finding::problem(
                 check_of(words),
                 format!("{kind} {name:?} has other arguments than it is to have: {words}"),
-                format!("{delete}, and have `synthex config apply` declare it again; a policy may set the argument too"),
+                format!(
+                    "{delete}, and have `synthex config apply` declare it again; a policy may set the argument too"
+                ),
             ))
         }
         Presence::Hidden(words) if is_refusal(words) => None, // told of all at once
@@ -316,7 +328,9 @@ pub(super) fn rights(asked: &[Asked]) -> Vec<Finding> {
     }
     let found = match asked.len() - granted {
         0 => format!("this user may do all {granted} things that were tried"),
-        untold => format!("this user may do {granted} things that were tried; {untold} cannot be told before all is declared"),
+        untold => {
+            format!("this user may do {granted} things that were tried; {untold} cannot be told before all is declared")
+        }
     };
     vec![Finding::ok("permissions", found)]
 }
@@ -387,7 +401,10 @@ fn clock_of(whose: &str, skew: SignedDuration) -> Finding {
 pub(super) fn cgroup(support: &Result<CgroupSupport, String>, pools: &[Pool]) -> Vec<Finding> {
     const CHECK: &str = "cgroup";
     let limits = |pool: &&Pool| pool.limits.memory.is_some() || pool.limits.processes.is_some();
-    let limited = pools.iter().find(limits).map(|pool| format!(", as those of pool {:?} do", &*pool.name));
+    let limited = pools
+        .iter()
+        .find(limits)
+        .map(|pool| format!(", as those of pool {:?} do", &*pool.name));
     let remedy = "run workers as the systemd unit does (Delegate=yes), or name a group with --cgroup";
     vec![match support {
         Err(why) => Finding::problem(CHECK, why, remedy),
@@ -432,11 +449,18 @@ pub(super) fn landlock(abi: Option<u8>, pools: &[Pool]) -> Vec<Finding> {
             format!(
                 "ABI {abi}: commands of pool {:?} may truncate any file that their user may{}",
                 &*pool.name,
-                if abi < 2 { ", and rename none into another directory" } else { "" }
+                if abi < 2 {
+                    ", and rename none into another directory"
+                } else {
+                    ""
+                }
             ),
             "run Linux 6.2 or later",
         ),
-        (Some(abi), _) => Finding::ok(CHECK, format!("this kernel can say where commands may write (ABI {abi})")),
+        (Some(abi), _) => Finding::ok(
+            CHECK,
+            format!("this kernel can say where commands may write (ABI {abi})"),
+        ),
     }]
 }
 

@@ -142,7 +142,9 @@ impl State {
 
     /// Pools, then workers, then jobs.
     pub(super) fn rows(&self) -> Vec<Row<'_>> {
-        let Snapshot { pools, workers, jobs, .. } = &self.snapshot;
+        let Snapshot {
+            pools, workers, jobs, ..
+        } = &self.snapshot;
         let pools = pools.iter().map(Row::Pool);
         let workers = workers.iter().map(Row::Worker);
         pools.chain(workers).chain(jobs.iter().map(Row::Job)).collect()
@@ -314,7 +316,11 @@ mod tests {
     #[test]
     fn nothing_is_done_without_a_yes() {
         let pause = Command::Pause("render".to_owned());
-        assert_eq!(press(&mut state(), "vvpy"), [Pressed::Do(pause)], "the second row, a pool");
+        assert_eq!(
+            press(&mut state(), "vvpy"),
+            [Pressed::Do(pause)],
+            "the second row, a pool"
+        );
         for no in ["vpn", "vpq", "vp?", "py"] {
             assert_eq!(press(&mut state(), no), [], "{no}");
         }
@@ -338,10 +344,19 @@ mod tests {
         ] {
             assert_eq!(press(&mut state(), keys), [Pressed::Do(command)], "{keys}");
         }
-        for (keys, hint) in [("vc", "select a job"), ("vd", "select a worker"), ("vtp", "select a pool"), ("p", "select")] {
+        for (keys, hint) in [
+            ("vc", "select a job"),
+            ("vd", "select a worker"),
+            ("vtp", "select a pool"),
+            ("p", "select"),
+        ] {
             let mut state = state();
             assert_eq!(press(&mut state, keys), []);
-            assert!(state.note.as_ref().is_some_and(|note| note.contains(hint)), "{keys}: {:?}", state.note);
+            assert!(
+                state.note.as_ref().is_some_and(|note| note.contains(hint)),
+                "{keys}: {:?}",
+                state.note
+            );
         }
     }
 

@@ -77,7 +77,10 @@ fn heading<'a>(state: &'a State, colours: Colours, now: Timestamp) -> Paragraph<
     ]);
     let second = match &state.lost {
         Some((why, since)) => Line::styled(
-            format!("BROKER LOST {} ago: {why}", jobs::seconds(now.duration_since(*since).as_secs())),
+            format!(
+                "BROKER LOST {} ago: {why}",
+                jobs::seconds(now.duration_since(*since).as_secs())
+            ),
             colours.of(Color::Red).add_modifier(Modifier::BOLD),
         ),
         None => Line::raw(summary(state)),
@@ -119,7 +122,12 @@ fn sections(state: &State, colours: Colours, now: Timestamp, frame: &mut Frame<'
     let sections = [
         (Section::Pools, pools, pools_area, of(0, pools.len())),
         (Section::Workers, workers, workers_area, of(pools.len(), workers.len())),
-        (Section::Jobs, jobs, jobs_area, of(pools.len() + workers.len(), jobs.len())),
+        (
+            Section::Jobs,
+            jobs,
+            jobs_area,
+            of(pools.len() + workers.len(), jobs.len()),
+        ),
     ];
     for (section, rows, area, selected) in sections {
         let room = usize::from(area.height.saturating_sub(1));
@@ -156,7 +164,16 @@ impl Section {
         let (heading, widths) = match self {
             Self::Pools => (
                 vec!["POOL", "STATE", "READY", "UNACKED", "RUNNING", "FAILED", "RATE", ""],
-                vec![Fill(1), Length(12), Length(7), Length(7), Length(9), Length(6), Length(7), Length(sparks)],
+                vec![
+                    Fill(1),
+                    Length(12),
+                    Length(7),
+                    Length(7),
+                    Length(9),
+                    Length(6),
+                    Length(7),
+                    Length(sparks),
+                ],
             ),
             Self::Workers => (
                 vec!["WORKER", "STATE", "SLOTS", "IN HAND", "VERSION", "UP"],
@@ -164,7 +181,15 @@ impl Section {
             ),
             Self::Jobs => (
                 vec!["JOB", "POOL", "PROGRAM", "STATE", "AGE", "TO TIMEOUT", "LEFT", "WORKER"],
-                vec![Fill(2), Length(9), Length(11), Length(8), Length(6), Length(10), Length(6)],
+                vec![
+                    Fill(2),
+                    Length(9),
+                    Length(11),
+                    Length(8),
+                    Length(6),
+                    Length(10),
+                    Length(6),
+                ],
             ),
         };
         let mut widths = widths;
@@ -188,7 +213,11 @@ fn draw_row<'a>(state: &State, colours: Colours, now: Timestamp, row: &Row<'a>, 
 fn pool_row<'a>(row: &'a PoolRow, colours: Colours, history: Option<&VecDeque<f64>>) -> TableRow<'a> {
     let word = pools::state(row);
     let failures = row.failures();
-    let failed = if failures > 0 { colours.of(Color::Red) } else { Style::new() };
+    let failed = if failures > 0 {
+        colours.of(Color::Red)
+    } else {
+        Style::new()
+    };
     TableRow::new(vec![
         Span::raw(&*row.pool),
         Span::styled(word, colours.state(word)),
@@ -248,7 +277,11 @@ fn way(row: &JobRow, now: Timestamp) -> Option<f64> {
 
 #[expect(clippy::cast_precision_loss, reason = "a bar has ten steps")]
 fn ratio(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { (part as f64 / whole as f64).clamp(0.0, 1.0) }
+    if whole == 0 {
+        0.0
+    } else {
+        (part as f64 / whole as f64).clamp(0.0, 1.0)
+    }
 }
 
 /// A bar that is so full. What has begun has a step, and only what is full has all.
@@ -293,9 +326,10 @@ fn footer<'a>(state: &'a State, colours: Colours) -> Line<'a> {
             colours.of(Color::Yellow).add_modifier(Modifier::REVERSED),
         ),
         (_, Some(note)) => Line::raw(&**note),
-        _ if state.snapshot.jobs_left_out > 0 => {
-            Line::raw(format!("{} more jobs are in hand than are shown", state.snapshot.jobs_left_out))
-        }
+        _ if state.snapshot.jobs_left_out > 0 => Line::raw(format!(
+            "{} more jobs are in hand than are shown",
+            state.snapshot.jobs_left_out
+        )),
         _ => Line::raw("arrows: select  p: pause/resume  d: drain  c: cancel  ?: help  q: quit"),
     }
 }

@@ -89,7 +89,10 @@ fn recent(fate: Fate) -> Facts {
 
 fn verdict(facts: &Facts) -> (serde_json::Value, Explanation) {
     let explanation = explain(&id(), facts, at(10));
-    (serde_json::to_value(&explanation).unwrap()["verdict"].clone(), explanation)
+    (
+        serde_json::to_value(&explanation).unwrap()["verdict"].clone(),
+        explanation,
+    )
 }
 
 #[test]
@@ -127,7 +130,11 @@ fn each_place_has_its_verdict() {
         (holding(&[JobState::Waiting]), "waits_for_slot", "where 2 commands run"),
         (holding(&[JobState::Waiting, JobState::Running]), "running", "runs"),
         (delayed, "delayed", "until 2030-03-17T17:46:60Z"),
-        (with(|facts| facts.letters = vec![letter()]), "dead", "dead letter of pool \"p\": failed"),
+        (
+            with(|facts| facts.letters = vec![letter()]),
+            "dead",
+            "dead letter of pool \"p\": failed",
+        ),
         (recent(finished(true)), "finished", "timed out"),
         (recent(finished(false)), "slots_busy", "all 2 slots are busy"),
         (recent(Fate::Delayed { until: at(11) }), "delayed", "until"),
@@ -135,10 +142,18 @@ fn each_place_has_its_verdict() {
         (recent(Fate::GivenBack), "slots_busy", "busy"),
         (cancelled, "cancelled", "by me@here"),
         (paused, "paused", "by me@here"),
-        (with(|facts| facts.inventories[0].worker.pools[0].paused = true), "paused", "paused"),
+        (
+            with(|facts| facts.inventories[0].worker.pools[0].paused = true),
+            "paused",
+            "paused",
+        ),
         (waiting(5, 0), "no_consumer", "no worker takes jobs of it"),
         (waiting(1, 1), "slots_busy", "the 1 job that"),
-        (with(|facts| facts.inventories[0].worker.pools[0].running = 1), "queued", "slots are free"),
+        (
+            with(|facts| facts.inventories[0].worker.pools[0].running = 1),
+            "queued",
+            "slots are free",
+        ),
         (with(|facts| facts.pools[0].1 = None), "no_queue", "no queue"),
         (waiting(0, 1), "unknown", "is not known"),
         (two_pools, "unknown", "5 in pool \"p\", 5 in pool \"q\""),
@@ -154,7 +169,12 @@ fn each_place_has_its_verdict() {
 
 #[test]
 fn what_is_wrong_has_a_remedy() {
-    for facts in [waiting(5, 0), waiting(5, 1), waiting(0, 1), holding(&[JobState::Waiting])] {
+    for facts in [
+        waiting(5, 0),
+        waiting(5, 1),
+        waiting(0, 1),
+        holding(&[JobState::Waiting]),
+    ] {
         assert!(verdict(&facts).1.remedy.is_some());
     }
     assert_eq!(verdict(&holding(&[JobState::Running])).1.remedy, None);

@@ -109,10 +109,11 @@ impl AmqpSubscription {
         Self::live(session, channel, source, observer).await
     }
 
-    /// Opens a queue that only this connection sees and that goes with it.
+    /// Opens a queue that only this connection sees and that goes with it; with `most`, it drops its oldest messages.
     pub(super) async fn open_private(
         connector: &Connector,
         topics: &[Topic],
+        most: Option<u32>,
         observer: BrokerObserver,
     ) -> Result<(String, Self), TransportError> {
         let session = connector.connect("inbox").await?;
@@ -122,8 +123,13 @@ impl AmqpSubscription {
             auto_delete: true,
             ..QueueDeclareOptions::default()
         };
+        let mut arguments = FieldTable::default();
+        if let Some(most) = most {
+            arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(most.into()));
+            arguments.insert("x-overflow".into(), AMQPValue::LongString("drop-head".into()));
+        }
         let queue = channel
-            .queue_declare("".into(), options, FieldTable::default())
+            .queue_declare("".into(), options, arguments)
             .await
             .map_err(|error| operation_error("declare a private reply queue", &error))?;
         let name = queue.name().to_string();

@@ -134,7 +134,10 @@ impl Amqp {
             (Some(reply::ACCESS_REFUSED), words) if !is_about(exchange, &words) => Ok(Right::Granted),
             (Some(reply::ACCESS_REFUSED), words) => Ok(Right::Refused(words)),
             (Some(reply::NOT_FOUND), _) => Ok(Right::Nothing),
-            _ => Err(operation_error(&format!("ask whether we may publish to {exchange:?}"), &error)),
+            _ => Err(operation_error(
+                &format!("ask whether we may publish to {exchange:?}"),
+                &error,
+            )),
         }
     }
 

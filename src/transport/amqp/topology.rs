@@ -109,7 +109,11 @@ impl<'a> Declarer<'a> {
         Ok(())
     }
 
-    pub(super) async fn try_exchange(&self, exchange: &Exchange, how: Declare) -> Result<lapin::Result<()>, TransportError> {
+    pub(super) async fn try_exchange(
+        &self,
+        exchange: &Exchange,
+        how: Declare,
+    ) -> Result<lapin::Result<()>, TransportError> {
         let mut arguments = FieldTable::default();
         if let Some(alternate) = &exchange.alternate {
             arguments.insert(

@@ -30,6 +30,8 @@ pub(super) struct QueueState {
     pub(super) declared: Queue,
     pub(super) lifetime: Lifetime,
     pub(super) consumers: u32,
+    /// Most messages that wait; for one more the oldest is dropped.
+    pub(super) newest: Option<u32>,
     /// By position, so that what comes back finds its place. All wait equally long: the first expires first.
     ready: BTreeMap<u64, Message>,
     /// Of a stream: the position of each reader's next message.
@@ -45,6 +47,7 @@ impl QueueState {
             declared,
             lifetime,
             consumers: 0,
+            newest: None,
             ready: BTreeMap::new(),
             places: BTreeMap::new(),
             next_position: 0,
@@ -112,6 +115,9 @@ impl QueueState {
             expires: self.stay().and_then(|stay| now.checked_add(stay)),
         };
         self.ready.insert(position, message);
+        if self.newest.is_some_and(|most| self.ready.len() > most as usize) {
+            self.pop();
+        }
     }
 
     /// Puts a message back where it was.

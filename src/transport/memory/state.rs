@@ -70,14 +70,17 @@ impl State {
         id
     }
 
-    /// Makes a queue that ends with its consumer, and returns its name.
-    pub(super) fn inbox(&mut self) -> String {
+    /// Makes a queue that ends with its consumer, and returns its name; with `most`, it drops its oldest messages.
+    pub(super) fn inbox(&mut self, most: Option<u32>) -> String {
         let name = format!("amq.gen-{}", self.new_id());
         let queue = Queue {
             name: name.clone(),
             ..Queue::default()
         };
-        self.add_queue(queue, Lifetime::Inbox);
+        let id = self.add_queue(queue, Lifetime::Inbox);
+        if let Some(queue) = self.queues.get_mut(&id) {
+            queue.newest = most;
+        }
         name
     }
 

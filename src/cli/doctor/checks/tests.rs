@@ -29,7 +29,11 @@ fn says(findings: &[Finding], severity: Severity, part: &str) {
 #[test]
 fn the_version_decides_what_there_is() {
     says(&version(broker("3.10.8").as_ref()), Severity::Ok, "RabbitMQ 3.10.8");
-    says(&version(broker("3.9.27").as_ref()), Severity::Problem, "upgrade to RabbitMQ 3.10");
+    says(
+        &version(broker("3.9.27").as_ref()),
+        Severity::Problem,
+        "upgrade to RabbitMQ 3.10",
+    );
     says(&version(None), Severity::Note, "does not say");
     says(&priority(broker("3.13.7").as_ref()), Severity::Note, "no effect");
     assert_eq!(priority(broker("4.0.1").as_ref()), []);
@@ -40,10 +44,18 @@ fn the_consumer_timeout_is_held_against_the_longest_job() {
     let hours = |hours: u64| pool(|pool| pool.max_timeout = Duration::from_secs(hours * 3600));
     let minutes = pool(|pool| pool.max_timeout = Duration::from_secs(600));
     let check = |text, pools: &[Pool]| consumer_timeout(broker(text).as_ref(), pools);
-    says(&check("3.10.8", &hours(24)), Severity::Note, "consumer_timeout = 86410000");
+    says(
+        &check("3.10.8", &hours(24)),
+        Severity::Note,
+        "consumer_timeout = 86410000",
+    );
     says(&check("3.11.28", &minutes), Severity::Ok, "may take");
     says(&check("3.12.0", &hours(24)), Severity::Ok, "queues allow");
-    says(&check("3.12.0", &hours(24 * 7)), Severity::Problem, "lower the pool's max_timeout");
+    says(
+        &check("3.12.0", &hours(24 * 7)),
+        Severity::Problem,
+        "lower the pool's max_timeout",
+    );
     says(&consumer_timeout(None, &hours(24)), Severity::Note, "does not tell it");
 }
 
@@ -53,7 +65,11 @@ fn a_pool_may_allow_for_more_than_the_broker_takes() {
     let check = |text, pools: &[Pool]| message_size(broker(text).as_ref(), pools);
     says(&check("3.13.0", &jobs(20 << 20)), Severity::Ok, "128MiB");
     says(&check("4.0.0", &jobs(20 << 20)), Severity::Problem, "max_job_bytes");
-    says(&check("3.10.8", &jobs(200 << 20)), Severity::Problem, "max_message_size");
+    says(
+        &check("3.10.8", &jobs(200 << 20)),
+        Severity::Problem,
+        "max_message_size",
+    );
     let results = pool(|pool| pool.output.max_bytes = 9 << 20);
     says(&check("4.1.0", &results), Severity::Problem, "output.max_bytes");
 }
@@ -72,8 +88,16 @@ fn found(presence: Presence) -> Vec<Found> {
 fn what_is_declared_is_held_against_what_is_to_be() {
     let (active, passive) = (pool(|_| {}), pool(|pool| pool.declare = Declare::Passive));
     says(&topology(&found(Presence::Same), &active), Severity::Ok, "2 of 2");
-    says(&topology(&found(Presence::Missing), &active), Severity::Note, "n.jobs.p");
-    says(&topology(&found(Presence::Missing), &passive), Severity::Problem, "config apply");
+    says(
+        &topology(&found(Presence::Missing), &active),
+        Severity::Note,
+        "n.jobs.p",
+    );
+    says(
+        &topology(&found(Presence::Missing), &passive),
+        Severity::Problem,
+        "config apply",
+    );
     let differs = |argument: &str| {
         let words = format!("PRECONDITION_FAILED - inequivalent arg '{argument}' for queue 'n.jobs.p'");
         topology(&found(Presence::Differs(words)), &active)
@@ -88,7 +112,11 @@ fn what_is_declared_is_held_against_what_is_to_be() {
         assert_eq!(findings.last().unwrap().check, check);
     }
     let hidden = Presence::Hidden("ACCESS_REFUSED - access to queue refused".to_owned());
-    says(&topology(&found(hidden), &passive), Severity::Note, "1 exchanges and queues");
+    says(
+        &topology(&found(hidden), &passive),
+        Severity::Note,
+        "1 exchanges and queues",
+    );
     let odd = Presence::Hidden("RESOURCE_LOCKED".to_owned());
     says(&topology(&found(odd), &active), Severity::Problem, "RESOURCE_LOCKED");
 }
@@ -101,7 +129,11 @@ fn a_right_that_is_missing_is_named_with_what_grants_it() {
         right,
     };
     says(&rights(&[asked(Right::Granted)]), Severity::Ok, "all 1");
-    says(&rights(&[asked(Right::Granted), asked(Right::Nothing)]), Severity::Ok, "1 cannot be told");
+    says(
+        &rights(&[asked(Right::Granted), asked(Right::Nothing)]),
+        Severity::Ok,
+        "1 cannot be told",
+    );
     let refused = rights(&[asked(Right::Refused("no".to_owned())), asked(Right::Granted)]);
     says(&refused, Severity::Problem, "give it write \"n.dead\"");
     assert_eq!(refused.len(), 1);
@@ -130,8 +162,16 @@ fn worker(clock: Option<Timestamp>, pool: &str) -> WorkerState {
 
 #[test]
 fn each_pool_has_a_worker() {
-    says(&workers(&[worker(None, "default")], &pool(|_| {})), Severity::Ok, "serve every pool");
-    says(&workers(&[worker(None, "other")], &pool(|_| {})), Severity::Note, "none serves pool \"default\"");
+    says(
+        &workers(&[worker(None, "default")], &pool(|_| {})),
+        Severity::Ok,
+        "serve every pool",
+    );
+    says(
+        &workers(&[worker(None, "other")], &pool(|_| {})),
+        Severity::Note,
+        "none serves pool \"default\"",
+    );
 }
 
 #[test]
@@ -143,7 +183,11 @@ fn clocks_may_differ_by_two_seconds() {
     }
     says(&of_worker(-3_500), Severity::Problem, "3.5 s behind ours");
     says(&of_worker(61_000), Severity::Problem, "60.0 s ahead of ours");
-    assert_eq!(clocks_of_workers(&[worker(None, "p")], at(0), at(1)), [], "one of an earlier version");
+    assert_eq!(
+        clocks_of_workers(&[worker(None, "p")], at(0), at(1)),
+        [],
+        "one of an earlier version"
+    );
 
     let of_broker = |millis| {
         let (at, window) = (at(millis), (at(900), at(1_000)));
@@ -158,8 +202,16 @@ fn clocks_may_differ_by_two_seconds() {
 fn this_machine_may_have_nothing_to_hold_commands_by() {
     let unlimited = pool(|_| {});
     let limited = pool(|pool| pool.limits.processes = std::num::NonZero::new(5));
-    says(&cgroup(&Ok(CgroupSupport::None), &unlimited), Severity::Note, "--cgroup");
-    says(&cgroup(&Ok(CgroupSupport::None), &limited), Severity::Note, "pool \"default\"");
+    says(
+        &cgroup(&Ok(CgroupSupport::None), &unlimited),
+        Severity::Note,
+        "--cgroup",
+    );
+    says(
+        &cgroup(&Ok(CgroupSupport::None), &limited),
+        Severity::Note,
+        "pool \"default\"",
+    );
     says(&cgroup(&Err("no".to_owned()), &limited), Severity::Problem, "no");
     let group = |lacks| {
         let path = PathBuf::from("/sys/fs/cgroup/x");
@@ -182,5 +234,8 @@ fn a_finding_is_a_line_and_its_remedy_another() {
     let finding = Finding::problem("clock", "it is late", "set it");
     let expected = "PROBLEM  clock             it is late\n                           do: set it";
     assert_eq!(finding.to_string(), expected);
-    assert_eq!(Finding::ok("clock", "it is right").to_string(), "ok       clock             it is right");
+    assert_eq!(
+        Finding::ok("clock", "it is right").to_string(),
+        "ok       clock             it is right"
+    );
 }

@@ -65,12 +65,7 @@ pub(in crate::cli::top) fn snapshot(second: i64) -> Snapshot {
         left_out: 0,
         recent: Vec::new(),
     };
-    let depth = |messages| {
-        Some(QueueDepth {
-            messages,
-            consumers: 1,
-        })
-    };
+    let depth = |messages| Some(QueueDepth { messages, consumers: 1 });
     let depths = [("default".to_owned(), depth(0)), ("render".to_owned(), depth(120))];
     Snapshot::new(at(second), vec![inventory], &depths.into())
 }
@@ -117,7 +112,10 @@ job-c                    render    ffmpeg      waiting  1m32s";
     let shown = screen(&state(), 80, 24);
     let (body, footer) = shown.rsplit_once('\n').unwrap();
     assert_eq!(body.trim_end(), expected, "\n{shown}");
-    assert_eq!(footer, "arrows: select  p: pause/resume  d: drain  c: cancel  ?: help  q: quit");
+    assert_eq!(
+        footer,
+        "arrows: select  p: pause/resume  d: drain  c: cancel  ?: help  q: quit"
+    );
 }
 
 #[test]
@@ -125,7 +123,10 @@ fn a_question_a_note_and_a_lost_broker_are_said_in_words() {
     let mut state = state();
     press(&mut state, &[KeyCode::End, KeyCode::End, KeyCode::Char('c')]);
     let shown = screen(&state, 80, 24);
-    assert!(shown.ends_with("cancel job job-c? y: yes, any other key: no"), "{shown}");
+    assert!(
+        shown.ends_with("cancel job job-c? y: yes, any other key: no"),
+        "{shown}"
+    );
     press(&mut state, &[KeyCode::Char('n')]);
     assert!(screen(&state, 80, 24).ends_with("nothing was done"));
     state.lose("failed to reach the broker at broker:5672: refused".to_owned(), at(-3));
@@ -139,7 +140,10 @@ fn help_lies_over_the_rest() {
     let mut state = state();
     press(&mut state, &[KeyCode::Char('?')]);
     let shown = screen(&state, 80, 24);
-    assert!(shown.contains("┌ keys ") && shown.contains("c   cancel the selected job"), "{shown}");
+    assert!(
+        shown.contains("┌ keys ") && shown.contains("c   cancel the selected job"),
+        "{shown}"
+    );
     press(&mut state, &[KeyCode::Char('x')]);
     assert!(!screen(&state, 80, 24).contains("keys "));
 }
@@ -177,7 +181,10 @@ fn without_colours_there_are_none() {
         terminal.draw(|frame| draw(&state, colours, at(2), frame)).unwrap();
         let cells = terminal.backend().buffer().content();
         assert_eq!(cells.iter().any(|cell| cell.fg != Color::Reset), expected);
-        assert!(cells.iter().any(|cell| cell.modifier.contains(Modifier::REVERSED)), "the selected row");
+        assert!(
+            cells.iter().any(|cell| cell.modifier.contains(Modifier::REVERSED)),
+            "the selected row"
+        );
     }
 }
 
