@@ -27,6 +27,8 @@ mod explain;
 mod fleet;
 #[path = "end_to_end/hostile.rs"]
 mod hostile;
+#[path = "end_to_end/live.rs"]
+mod live;
 #[path = "end_to_end/metrics.rs"]
 mod metrics;
 #[path = "end_to_end/permissions.rs"]

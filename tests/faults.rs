@@ -1,5 +1,6 @@
 //! What holds when things go wrong: under load, at a stop, at a cut at any point, and with a broker that breaks.
 //!
+//! - [`live`]: who listens to a job hears each byte once, and a broker that takes no events harms no job.
 //! - [`load`]: five thousand mixed jobs through a small worker; all end, once, and nothing is left.
 //! - [`shutdown`]: the first signal drains, the second aborts, wherever the worker is.
 //! - [`alone`]: a job that may be killing its workers, and what it has to share a worker with.
@@ -26,6 +27,8 @@ mod cancellation;
 mod crash;
 #[path = "faults/dead.rs"]
 mod dead;
+#[path = "faults/live.rs"]
+mod live;
 #[path = "faults/load.rs"]
 mod load;
 #[path = "faults/orders.rs"]
@@ -84,6 +87,9 @@ macro_rules! on_both {
 }
 
 on_both! {
+    live:
+        who_comes_in_the_middle_hears_each_byte_once
+        a_broker_that_takes_no_events_holds_no_job_up;
     load:
         five_thousand_mixed_jobs_all_end_once_and_leave_nothing;
     shutdown:

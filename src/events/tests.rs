@@ -283,7 +283,7 @@ async fn what_the_broker_does_not_take_is_dropped_and_the_end_is_not_held_up() {
     let mut bench = Bench::new().await;
     bench.broker = Memory::new(); // without the exchange
     let running = bench.start();
-    tokio::time::advance(Duration::from_secs(1)).await; // it has begun
+    tokio::time::sleep(Duration::from_secs(1)).await; // it has begun
     for number in 0..10 {
         bench.publisher.on(&retried("open", &number.to_string()));
     }

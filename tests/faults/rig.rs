@@ -12,15 +12,16 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use synthex::config::Pool;
+use synthex::events::Publisher;
 use synthex::executor::{CgroupChoice, SpawnerOptions, Spawners};
 use synthex::flow::channel::Channels;
-use synthex::message::{Envelope, JobId, JobResult, Properties, Status};
+use synthex::message::{Envelope, JobId, JobResult, Properties, Status, WorkerState};
 use synthex::metrics::{Metrics, PoolInfo};
 use synthex::supervise::{Budget, Outcome, Shutdown, StopReport, Strategy, Supervisor, TaskAccounts};
 use synthex::transport::memory::Memory;
 use synthex::transport::topology::{Binding, Declare, Names, Queue, TIERS, Topology};
 use synthex::transport::{Delivery, Publication, Routing, Subscribe, Subscription, Transport};
-use synthex::worker::event::{Event, Observers};
+use synthex::worker::event::{Event, Observer, Observers};
 use synthex::worker::orders::Orders;
 use synthex::worker::spool::Spool;
 use synthex::worker::{Audience, Ending, Identity, InHand, Ledgers, Watch, Worker};
@@ -217,12 +218,17 @@ impl<T: Transport> Rig<T> {
 
     /// Starts a worker on this transport, a wrapped [`Rig::broker`] or another one.
     pub fn work<F: Transport>(&self, transport: F, pool: Pool) -> Live {
-        self.start(transport, pool, Orders::none(), Arc::default(), None)
+        self.start(transport, pool, Orders::none(), Arc::default(), None, None)
+    }
+
+    /// Starts a worker that is listened to.
+    pub fn work_heard<F: Transport>(&self, transport: F, pool: Pool, audience: Audience) -> Live {
+        self.start(transport, pool, Orders::none(), Arc::default(), None, Some(audience))
     }
 
     /// Starts a worker that obeys these orders.
     pub fn work_under<F: Transport>(&self, orders: Orders, transport: F, pool: Pool) -> Live {
-        self.start(transport, pool, orders, Arc::default(), None)
+        self.start(transport, pool, orders, Arc::default(), None, None)
     }
 
     /// Starts a worker that has an outbox on disk, the same as all of this test.
@@ -231,7 +237,7 @@ impl<T: Transport> Rig<T> {
         let id = JobId::random().to_string();
         let spool = Spool::open(self.path(OUTBOX), &id, OUTBOX_BYTES, observer.clone()).await;
         let spool = spool.expect("the test's own folder can be used");
-        self.start(transport, pool, Orders::none(), observer, Some(spool))
+        self.start(transport, pool, Orders::none(), observer, Some(spool), None)
     }
 
     #[expect(
@@ -245,6 +251,7 @@ impl<T: Transport> Rig<T> {
         orders: Orders,
         observer: Arc<Recorder>,
         spool: Option<Spool>,
+        audience: Option<Audience>,
     ) -> Live {
         let shutdown = Shutdown::new();
         let (channels, tasks) = (Channels::default(), TaskAccounts::default());
@@ -254,18 +261,29 @@ impl<T: Transport> Rig<T> {
             prefetch: pool.prefetch,
         };
         let metrics = Metrics::new(&[info], channels.clone(), tasks.clone()).expect("a runtime and a right table");
+        let metrics_observer = Arc::new(metrics.clone());
+        let publisher = audience.clone().map(|audience| {
+            let open = [pool.name.clone()];
+            Publisher::new("w".into(), audience, open, &channels, metrics_observer.clone())
+        });
+        let mut observers: Vec<Arc<dyn Observer>> = vec![observer.clone(), metrics_observer];
+        observers.extend(
+            publisher
+                .clone()
+                .map(|publisher| Arc::new(publisher) as Arc<dyn Observer>),
+        );
         let worker = Worker {
             transport,
             names: self.names.clone(),
             spawners: spawners(),
             holds: orders.holds().clone(),
-            audience: Audience::default(),
+            audience: audience.unwrap_or_default(),
             orders,
             identity: Identity {
                 id: JobId::random().to_string(),
                 host: "test".into(),
             },
-            observer: Arc::new(Observers(vec![observer.clone(), Arc::new(metrics.clone())])),
+            observer: Arc::new(Observers(observers)),
             channels: channels.clone(),
             tasks: tasks.clone(),
             ending: Ending::new(shutdown.clone()),
@@ -279,9 +297,11 @@ impl<T: Transport> Rig<T> {
             within: Duration::from_secs(60),
         };
         let tree = Supervisor::new("worker", Strategy::OneForOne, budget, tasks.clone());
-        let tree = worker
-            .replay(Declare::Active)
+        let (transport, names) = (worker.transport.clone(), worker.names.clone());
+        let publishes = publisher.map(|publisher| publisher.child(transport, names, Declare::Active, state));
+        let tree = publishes
             .into_iter()
+            .chain(worker.replay(Declare::Active))
             .chain(worker.children(&Arc::new(pool)))
             .fold(tree, Supervisor::child);
         Live {
@@ -668,4 +688,16 @@ fn spawners() -> Spawners {
         cgroup: CgroupChoice::None,
     };
     Spawners::start(options).expect("helper processes")
+}
+
+/// What a worker says of itself; nobody here looks at it.
+fn state() -> WorkerState {
+    WorkerState {
+        id: "w".into(),
+        host: "test".into(),
+        version: "0".into(),
+        started_at: "2030-01-31T12:00:00Z".parse().expect("it is a time"),
+        draining: false,
+        pools: Vec::new(),
+    }
 }
