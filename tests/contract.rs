@@ -221,4 +221,22 @@ fn the_words_in_routing_keys_are_those_of_the_code() {
         .map(|order| order["properties"]["order"]["const"].clone())
         .collect();
     assert_eq!(listed("orders", "order"), Value::from(orders));
+    let events = read("schemas/event.v1.json")["oneOf"].clone();
+    let events = events.as_array().expect("there are several").iter();
+    let events: Vec<String> = events
+        .map(|event| text(&event["properties"]["event"]["const"]).to_owned())
+        .collect();
+    let words = |about: &str| -> BTreeSet<String> {
+        let of = events.iter().filter_map(|event| event.strip_prefix(about));
+        of.map(str::to_owned).collect()
+    };
+    let listed = |channel: &str, parameter: &str| -> BTreeSet<String> {
+        serde_json::from_value(listed(channel, parameter)).expect("a list of words")
+    };
+    assert_eq!(listed("jobEvents", "event"), words("job."));
+    assert_eq!(listed("workerEvents", "event"), words("worker."));
+    let job = "a.b".parse().expect("it is an id");
+    let keys = synthex::message::event::output_keys(&job);
+    let keys = keys.iter().map(|key| key.replacen("output.a.b.", "", 1));
+    assert_eq!(listed("liveOutput", "what"), keys.collect());
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use boon::{Compiler, SchemaIndex, Schemas};
 use serde_json::{Value, json};
+use synthex::message::event::Event;
 use synthex::message::{Job, JobResult, Order, Reply, Request, peek_id, schema};
 
 /// What the schema makes of a body that is no job.
@@ -415,11 +416,15 @@ fn fixtures(folder: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 fn good(kind: &str) -> impl Iterator<Item = (String, Vec<u8>)> {
+    fixtures(&format!("{kind}/good")).into_iter().chain(good_of_wire(kind))
+}
+
+/// Those that are never changed.
+fn good_of_wire(kind: &str) -> impl Iterator<Item = (String, Vec<u8>)> {
     let of_kind = format!("{kind}_");
-    let wire = fixtures("v1")
+    fixtures("v1")
         .into_iter()
-        .filter(move |(name, _)| name.starts_with(&of_kind));
-    fixtures(&format!("{kind}/good")).into_iter().chain(wire)
+        .filter(move |(name, _)| name.starts_with(&of_kind))
 }
 
 fn json(body: &[u8]) -> Value {
@@ -610,6 +615,32 @@ fn bad_results_are_refused_by_schema_and_type() {
     }
 }
 
+#[test]
+fn events_are_accepted_by_schema_and_type_and_come_back_unchanged() {
+    let judge = Judge::new(schema::event());
+    let events: Vec<_> = good_of_wire("event").collect();
+    assert_eq!(events.len(), 4, "of jobs, of workers, of output");
+    for (name, body) in events {
+        assert!(judge.accepts(&json(&body)), "the schema refuses {name}");
+        let event = Event::decode(&body).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(json(&event.encode()), json(&body), "{name}");
+        for field in json(&body)
+            .as_object()
+            .unwrap()
+            .keys()
+            .filter(|field| *field != "labels")
+        {
+            let mut cut = json(&body);
+            cut.as_object_mut().unwrap().remove(field);
+            assert!(!judge.accepts(&cut), "the schema accepts {name} without {field}");
+            assert!(
+                Event::decode(cut.to_string().as_bytes()).is_err(),
+                "the type accepts {name} without {field}"
+            );
+        }
+    }
+}
+
 /// A control message as its type writes it again; which of them it is, its first field says.
 fn control_again(body: &[u8]) -> Option<Vec<u8>> {
     let value = json(body);
@@ -639,7 +670,7 @@ fn good_control_messages_are_accepted_by_schema_and_type_and_come_back_unchanged
         }
         seen += 1;
     }
-    assert_eq!(seen, 12, "each order, request and reply, and one of a later version");
+    assert_eq!(seen, 14, "each order, request and reply, and one of a later version");
 }
 
 #[test]

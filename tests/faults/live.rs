@@ -32,7 +32,8 @@ pub async fn who_comes_in_the_middle_hears_each_byte_once<T: Transport>(rig: Rig
     };
     soon("its first words", writing).await;
 
-    let overhearing = rig.broker.overhear(&output_topics(&rig.names, &job), OVERHEARD_MAX);
+    let topics = output_topics(&rig.names, &job);
+    let overhearing = rig.broker.overhear(&topics, OVERHEARD_MAX);
     let (reply_to, mut inbox) = soon("an inbox", overhearing).await.expect("an inbox");
     let listener = Listener {
         reply_to,
@@ -79,7 +80,7 @@ fn events(publication: &Publication) -> bool {
 
 pub async fn a_broker_that_takes_no_events_holds_no_job_up<T: Transport>(rig: Rig<T>) {
     let broker = Faulty::new(rig.broker.clone());
-    broker.on_publish(events, 1..=1, PublishFault::Hangs(Gate::default()));
+    broker.on_publish(events, 1..=1, PublishFault::HangsBefore(Gate::default()));
     broker.on_publish(events, 2.., PublishFault::Refused);
     let live = rig.work_heard(broker, rig.pool(), Audience::default());
     let job = json!({"command": ["echo", "live"], "output": {"live": true}});
