@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::dead::DeadError;
 use super::dead::pass::Pass;
-use crate::message::{Envelope, JobId, header, peek_id};
+use crate::message::{Envelope, Job, JobId, header, peek_id};
 use crate::transport::Transport;
 use crate::transport::topology::{Names, TIERS};
 
@@ -86,8 +86,11 @@ fn is_called(envelope: &Envelope, id: &JobId) -> bool {
     named || peek_id(&envelope.body).as_ref() == Some(id)
 }
 
+/// A retry has it on it, any other job in it.
 fn until(envelope: &Envelope) -> Option<Timestamp> {
-    envelope.properties.text_header(header::NOT_BEFORE)?.parse().ok()
+    let written = envelope.properties.text_header(header::NOT_BEFORE);
+    let written = written.and_then(|text| text.parse().ok());
+    written.or_else(|| Job::decode(&envelope.body).ok()?.not_before)
 }
 
 #[cfg(test)]

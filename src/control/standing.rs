@@ -48,10 +48,10 @@ impl Standing {
     ) -> Result<Self, TransportError> {
         let mut standing = Self::default();
         let queue = names.orders();
-        let counted = transport.queue_depth(&queue).await?.map_or(0, |depth| depth.messages);
-        if counted == 0 {
+        let Some(depth) = transport.queue_depth(&queue).await? else {
             return Ok(standing);
-        }
+        };
+        let counted = depth.messages; // perhaps without those of the last seconds
         let request = Subscribe {
             queue,
             prefetch: PREFETCH,

@@ -28,16 +28,21 @@ fn problem(found: &[Value], check: &str, part: &str) -> String {
 
 #[test]
 fn all_is_well_beside_a_worker_and_nothing_is_left_behind() {
-    let (bench, _broker, vhost) = Bench::on_own_vhost();
+    let (bench, broker, vhost) = Bench::on_own_vhost();
     let worker = bench.worker(&[]);
-    let queues = || block_on(vhost.ctl(&["list_queues", "--silent", "name", "messages", "consumers"]));
-    let exchanges = || block_on(vhost.ctl(&["list_exchanges", "--silent", "name"]));
-    let sorted = |text: String| {
-        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        lines.sort();
-        lines
+    // In one call of the tool, as each starts an Erlang machine.
+    let all = || {
+        let names = |of: &str, key: &str| {
+            format!(
+                "[element(4, element(2, X)) || X <- {of}:{key}(<<\"{}\">>)]",
+                vhost.name()
+            )
+        };
+        let queues = names("rabbit_amqqueue", "list");
+        let exchanges = names("rabbit_exchange", "list");
+        block_on(broker.eval(&format!("{{lists:sort({queues}), lists:sort({exchanges})}}.")))
     };
-    let before = (sorted(queues()), sorted(exchanges()));
+    let before = all();
     let found = findings(&bench, &[], 0);
     let is = |check: &str, severity: &str, part: &str| {
         let mut of = found.iter().filter(|finding| finding["check"] == check);
@@ -56,7 +61,9 @@ fn all_is_well_beside_a_worker_and_nothing_is_left_behind() {
     is("clock", "ok", "the clock of worker ");
     assert!(found.iter().any(|finding| finding["check"] == "cgroup"));
     assert!(found.iter().any(|finding| finding["check"] == "landlock"));
-    assert_eq!((sorted(queues()), sorted(exchanges())), before, "it leaves nothing");
+    assert_eq!(all(), before, "it leaves nothing");
+    assert!(before.contains("synthex.jobs.default"), "{before}");
+    assert_eq!(bench.ready("dead") + bench.ready("jobs.default"), 0);
     worker.stop();
 }
 

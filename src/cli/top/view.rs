@@ -91,7 +91,7 @@ fn heading<'a>(state: &'a State, colours: Colours, now: Timestamp) -> Paragraph<
 fn summary(state: &State) -> String {
     let rows = &state.snapshot.pools;
     let sum = |of: fn(&PoolRow) -> u64| rows.iter().map(of).sum::<u64>();
-    let rate: f64 = rows.iter().filter_map(|row| row.rate).sum();
+    let rate = rows.iter().filter_map(|row| row.rate).fold(0.0, |sum, rate| sum + rate); // the sum of none is -0.0
     format!(
         "{} workers  {}/{} slots busy  {} ready  {} unacked  {rate:.1} jobs/s  {} failed",
         state.snapshot.workers.len(),
