@@ -8,6 +8,7 @@ use super::doctor::Finding;
 use super::exit::{Exit, Failure};
 use super::print;
 use crate::config;
+use crate::control::dead::Letter;
 use crate::control::explain::Explanation;
 use crate::control::snapshot::{JobRow, PoolRow, Snapshot};
 use crate::message::{self, WorkerState};
@@ -30,18 +31,17 @@ enum What {
     Event,
     /// A pool file, read as JSON
     Pool,
-    /// What top, workers, pools, jobs, explain and doctor print with --json
+    /// What top, workers, pools, jobs, explain, doctor and dead list print with --json
     Fleet,
 }
 
-/// What the commands about the fleet print with `--json`: `top --once` one snapshot; `workers`, `pools`, `jobs` and
-/// `doctor` one object a line; `explain` one object.
+/// What the commands about the fleet print with `--json`: `top --once` one snapshot; `workers`, `pools`, `jobs`, `doctor`
+/// and `dead list` one object a line; `explain` one object.
 #[derive(JsonSchema)]
 #[schemars(
     title = "Synthex fleet, version 1",
     extend("$id" = "urn:synthex:fleet:v1"),
-    untagged,
-    transform = message::schema::without_null,
+    untagged
 )]
 #[expect(dead_code, reason = "it is there for its schema")]
 enum Printed {
@@ -51,6 +51,7 @@ enum Printed {
     Job(JobRow),
     Explanation(Explanation),
     Finding(Finding),
+    Letter(Letter),
 }
 
 pub(super) async fn run(args: &SchemaArgs) -> Result<Exit, Failure> {

@@ -203,6 +203,7 @@ impl<T: Transport> Pipeline<T> {
         let turn = tokio::select! {
             biased; // its turn must not win over its end
             cancellation = job.cancelled() => {
+                entry.settle();
                 return self.refuse(held, &ticket, Status::Cancelled, refusal(cancellation), stop).await;
             }
             turn = self.turn(&ticket, stop) => turn,
@@ -218,10 +219,12 @@ impl<T: Transport> Pipeline<T> {
         }
         if let Some(refusal) = plan.expired(now) {
             drop(turn);
+            entry.settle();
             return self.refuse(held, &ticket, Status::Expired, refusal, stop).await;
         }
         if let Err(refusal) = plan.check_place().await {
             drop(turn);
+            entry.settle();
             return self.refuse(held, &ticket, Status::Rejected, refusal, stop).await;
         }
         let Plan {

@@ -72,6 +72,12 @@ fn a_job_is_found_wherever_a_worker_or_the_broker_has_it() {
         &explained(&bench, &["queued"], 0),
         &json!({"verdict": "slots_busy", "ready": 1, "slots": 1}),
     );
+    let letters = bench
+        .synthex(&["dead", "list", "--json"])
+        .run()
+        .expect_code(0)
+        .json_lines();
+    assert_described(&letters[0], "Letter");
     // Neither the dead letter nor the delayed job went anywhere.
     assert_eq!((bench.ready("dead"), bench.ready("delay.20m")), (1, 1));
 

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::message::{Attempt, Envelope, HeaderValue, Job, Properties, header, peek_id};
@@ -24,7 +25,7 @@ const DEATHS: &str = "x-death";
 const TEXT_MAX: usize = 1024;
 
 /// What is known of a dead letter. Texts of more than 1 KiB are cut.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Letter {
     /// The job's id, if it brought one.
     pub job_id: Option<String>,
@@ -42,8 +43,10 @@ pub struct Letter {
     /// How many of its runs ended.
     pub runs: u32,
     /// When it was published.
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub queued_at: Option<Timestamp>,
     /// When it became a dead letter.
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub failed_at: Option<Timestamp>,
     /// The length of its body.
     pub bytes: usize,
