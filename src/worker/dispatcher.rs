@@ -37,10 +37,11 @@ impl<T: Transport> Dispatcher<T> {
         // Jobs drain with us, but are aborted when their grace is over: their signals are their own.
         let stop = shutdown.child();
         let mut grace = pin!(self.grace(&shutdown));
+        let mut draining = pin!(shutdown.draining());
         loop {
             let next = next(&places, &mut deliveries);
             tokio::select! {
-                () = shutdown.draining() => break,
+                () = &mut draining => break,
                 () = &mut grace, if !stop.is_aborting() => stop.abort(),
                 Some(end) = jobs.next_end(), if !jobs.is_empty() => report(&end),
                 next = next => match next {

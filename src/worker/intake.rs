@@ -256,12 +256,16 @@ impl<T: Transport> Intake<T> {
                 pool: self.pool.name.clone(),
             });
         }
+        // Once for all deliveries: to begin a wait, and to give it up, takes longer than to go on with it.
+        let mut draining = pin!(shutdown.draining());
+        let mut held = pin!(self.holds.held(&self.pool.name));
+        let mut stalled = pin!(self.pulse.stalled());
         let end = loop {
             let delivery = tokio::select! {
                 biased; // a stop and a hold come before more deliveries
-                () = shutdown.draining() => break End::Stopped,
-                reason = self.holds.held(&self.pool.name) => break End::Held(reason),
-                () = self.pulse.stalled() => return End::Stalled,
+                () = &mut draining => break End::Stopped,
+                reason = &mut held => break End::Held(reason),
+                () = &mut stalled => return End::Stalled,
                 () = tokio::time::sleep(QUIET), if mode != Mode::Full => return End::Quiet,
                 never = &mut proving => match never {},
                 delivery = subscription.next() => delivery,
@@ -280,7 +284,7 @@ impl<T: Transport> Intake<T> {
             tokio::select! {
                 biased; // handed on, it is given back as it came; dropped, it would look like one redelivered
                 sent = self.deliveries.send(taken) => if sent.is_err() { return End::Stopped },
-                () = shutdown.draining() => break End::Stopped, // no room: it is dropped, and so given back
+                () = &mut draining => break End::Stopped, // no room: it is dropped, and so given back
             }
             if mode != Mode::Full {
                 return End::Passed;

@@ -104,9 +104,13 @@ impl<T: Transport> Outbox<T> {
 
     /// Publishes once; `None` when told to abort.
     async fn attempt(&self, publication: &Publication, stop: &Shutdown) -> Option<Result<(), PublishError>> {
+        if stop.is_aborting() {
+            return None;
+        }
         tokio::select! {
-            () = stop.aborting() => None,
+            biased; // on the embedded broker it is done at once, and nothing is waited for
             published = self.transport.publish(publication) => Some(published),
+            () = stop.aborting() => None,
         }
     }
 
