@@ -9,6 +9,8 @@
 
 mod support;
 
+#[path = "end_to_end/alerts.rs"]
+mod alerts;
 #[path = "end_to_end/bad_messages.rs"]
 mod bad_messages;
 #[path = "end_to_end/bench.rs"]

@@ -1,0 +1,77 @@
+//! Alerts and recording rules: each is tried with `promtool`, explained, and about metrics that are there.
+//! `stack.rs` has a real Prometheus evaluate them.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::compose::{read, yaml};
+use crate::support::cli::Cli;
+
+/// The rules of a file, in its order.
+pub fn rules(file: &str) -> Vec<Value> {
+    let groups = yaml(&format!("deploy/prometheus/rules/{file}"))["groups"].clone();
+    let groups = groups.as_array().expect("it has groups");
+    let rules = groups
+        .iter()
+        .flat_map(|group| group["rules"].as_array().expect("a group has rules"));
+    rules.cloned().collect()
+}
+
+fn name(rule: &Value) -> &str {
+    rule["alert"].as_str().expect("an alert has a name")
+}
+
+#[test]
+fn every_alert_comes_when_it_should_and_only_then() {
+    let tests = "deploy/prometheus/tests/alerts.yml";
+    Cli::program("promtool", ["test", "rules", tests]).run().expect_code(0);
+
+    // Each is tried both ways: an alert that nobody tries to silence may never be silent.
+    let file = yaml(tests);
+    let tests = file["tests"].as_array().expect("they are a list");
+    let tried = |comes: bool| -> BTreeSet<&str> {
+        let all = tests
+            .iter()
+            .flat_map(|test| test["alert_rule_test"].as_array().expect("it tries alerts"));
+        all.filter(|tried| {
+            tried["exp_alerts"]
+                .as_array()
+                .is_some_and(|alerts| alerts.is_empty() != comes)
+        })
+        .map(|tried| tried["alertname"].as_str().expect("it names one"))
+        .collect()
+    };
+    let alerts = rules("alerts.yml");
+    let names: BTreeSet<&str> = alerts.iter().map(name).collect();
+    assert_eq!(names.len(), alerts.len(), "each has its own name");
+    assert_eq!(tried(true), names, "tried to come");
+    assert_eq!(tried(false), names, "tried to be silent");
+}
+
+#[test]
+fn every_alert_says_how_bad_it_is_and_has_a_paragraph() {
+    let page = read("docs/alerts.md");
+    let sections: Vec<(&str, &str)> = page
+        .split("\n## ")
+        .skip(1)
+        .map(|section| section.split_once('\n').expect("a title has a text"))
+        .collect();
+    let alerts = rules("alerts.yml");
+    let explained: Vec<&str> = sections.iter().map(|(title, _)| *title).collect();
+    let names: Vec<&str> = alerts.iter().map(name).collect();
+    assert_eq!(explained, names, "docs/alerts.md, and the rules, in one order");
+    for (title, text) in &sections {
+        assert!(
+            text.trim().len() > 200,
+            "{title}: what does it mean, and what is to be done?"
+        );
+    }
+    for alert in &alerts {
+        let severity = alert["labels"]["severity"].as_str();
+        assert!(matches!(severity, Some("page" | "ticket")), "{}", name(alert));
+        let runbook = alert["annotations"]["runbook"].as_str();
+        let anchor = format!("docs/alerts.md#{}", name(alert).to_lowercase());
+        assert_eq!(runbook, Some(&*anchor));
+    }
+}
