@@ -21,19 +21,21 @@ use crate::executor::SpawnerOptions;
 pub use outbox::{OutboxChoice, OutboxOptions};
 pub use service_manager::ServiceManagerOptions;
 
+use crate::executor;
 pub use crate::executor::{CgroupChoice, CgroupSupport, Spawners, StartError as SpawnersError, landlock_abi};
+use crate::flow::LockAccount;
 use crate::flow::channel::Channels;
 use crate::message::JobId;
-use crate::metrics::{self, Health, Metrics, PoolInfo};
-use crate::supervise::{Budget, Child, Restart, Shutdown, StopReport, Strategy, Supervisor, TaskAccounts};
+use crate::metrics::{self, Health, Metrics, PoolInfo, Sources};
+use crate::supervise::{self, Budget, Child, Restart, Shutdown, StopReport, Strategy, Supervisor, TaskAccounts};
 use crate::transport::amqp::{Access, Addresses, Amqp, AmqpConfig};
 use crate::transport::topology::{Declare, Names};
-use crate::transport::{BrokerObserver, Transport, TransportError};
+use crate::transport::{BrokerObserver, Transport, TransportError, memory};
 use crate::worker::event::{Event, Observer, Observers};
 use crate::worker::log::EventLog;
 use crate::worker::orders::Orders;
 use crate::worker::spool::SpoolError;
-use crate::worker::{Audience, Ending, Holds, Identity, InHand, Ledgers, Watch, Worker};
+use crate::worker::{self, Audience, Ending, Holds, Identity, InHand, Ledgers, Watch, Worker};
 use service_manager::ServiceManager;
 use signals::Signals;
 
@@ -107,6 +109,7 @@ pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
     let shutdown = Shutdown::new();
     let parts = Parts::new(
         &options.pools,
+        &options.namespace,
         options.spawners,
         options.service_manager,
         Audience::default(),
@@ -172,13 +175,23 @@ struct Parts {
 impl Parts {
     fn new(
         pools: &[Pool],
+        namespace: &str,
         spawners: Spawners,
         service_manager: Option<ServiceManagerOptions>,
         audience: Audience,
     ) -> Result<Self, StartError> {
         let (channels, tasks) = (Channels::default(), TaskAccounts::default());
         let infos: Vec<PoolInfo> = pools.iter().map(info).collect();
-        let metrics = Metrics::new(&infos, channels.clone(), tasks.clone())?;
+        let metrics = Metrics::new(
+            &infos,
+            Sources {
+                namespace: namespace.to_owned(),
+                channels: channels.clone(),
+                tasks: tasks.clone(),
+                locks: locks(),
+                spawners: spawners.account(),
+            },
+        )?;
         let health = Health::new(&infos);
         let board = Board::new(pools.iter().map(board_pool));
         let mut observers: Vec<Arc<dyn Observer>> = vec![
@@ -252,7 +265,9 @@ impl Parts {
         listener: Option<TcpListener>,
         shutdown: &Shutdown,
     ) -> Supervisor {
-        let mut tree = Supervisor::new("worker", Strategy::OneForOne, RESTARTS, self.tasks.clone());
+        let observer = self.observer.clone();
+        let mut tree = Supervisor::new("worker", Strategy::OneForOne, RESTARTS, self.tasks.clone())
+            .on_event(move |event| observer.on(&Event::Supervised(event.clone())));
         tree = tree.child(signals::child(self.signals, shutdown.clone(), self.observer.clone()));
         if let Some(manager) = self.service_manager {
             tree = tree.child(service_manager::child(manager, shutdown.clone(), longest_stop(&pools)));
@@ -293,6 +308,12 @@ fn metrics_server(listener: TcpListener, metrics: Metrics, health: Health) -> Ch
         let (listener, metrics, health) = (listener.clone(), metrics.clone(), health.clone());
         async move { Ok(metrics::serve(listener, metrics, health, shutdown).await?) }
     })
+}
+
+/// Every lock that many tasks go through.
+fn locks() -> Vec<&'static LockAccount> {
+    let shared = [&executor::LOCK, &memory::LOCK, &supervise::LOCK];
+    worker::LOCKS.into_iter().chain(shared).collect()
 }
 
 /// The `stop_grace` of the pool that has the longest.

@@ -32,6 +32,7 @@
 //! asks of others to start for it (cron, systemd, a container engine) is not its own. Nothing is retried but a start
 //! that found its program being written.
 
+mod account;
 mod audience;
 mod cgroup;
 mod client;
@@ -62,8 +63,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::message::{Limits, SignalName};
+pub use account::{SpawnerAccount, SpawnerStats};
 pub use audience::{Ear, Listeners, Nobody, SoFar};
 pub use cgroup::{CgroupError, Choice as CgroupChoice};
+pub use client::LOCK;
 use client::{Answer, Keeper};
 pub use client::{SpawnerOptions, Spawners, StartError};
 pub use environment::{Environment, Variables};

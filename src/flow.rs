@@ -2,12 +2,15 @@
 //!
 //! - [`channel`]: the only queues between tasks. Each is bounded, and keeps accounts of what went
 //!   in, what came out, and how long senders waited for room.
+//! - [`lock`]: mutexes that tell how long they were waited for.
 //! - [`retry`]: how long to wait before trying again, always with jitter and always with a ceiling.
 //!
 //! Nothing here knows a job, a broker or a process: the module imports nobody.
 
 pub mod channel;
+pub mod lock;
 pub mod retry;
 
 pub use channel::{ChannelStats, Channels, Receiver, SendError, Sender, TryRecvError, TrySendError};
+pub use lock::{Lock, LockAccount, LockStats};
 pub use retry::{Backoff, RECONNECT_MAX, Schedule};

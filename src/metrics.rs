@@ -4,7 +4,8 @@
 //! [`serve`] shows the result on `/metrics`, `/healthz` and `/readyz`. Numbers come from three sources:
 //!
 //! - events, counted as they come (`observe`);
-//! - the accounts of channels and tasks, and the runtime's own, read at scrape time (`collect`);
+//! - the accounts of channels, tasks, locks and helper processes ([`Sources`]), and the runtime's own, read at scrape time
+//!   (`collect`);
 //! - `/proc`, for the `process_` families.
 //!
 //! All families are declared in one table (`families`, written in the syntax of `family`). To add one: a line in the
@@ -31,6 +32,8 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{Registry, TextEncoder};
 use tokio::runtime::{Handle, TryCurrentError};
 
+use crate::executor::SpawnerAccount;
+use crate::flow::LockAccount;
 use crate::flow::channel::Channels;
 use crate::supervise::TaskAccounts;
 use collect::{Accounts, Runtime};
@@ -65,6 +68,21 @@ pub struct PoolInfo {
     pub prefetch: u16,
 }
 
+/// Who keeps accounts that are read at scrape time, and for which namespace. The default has none.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// What the names of exchanges and queues begin with.
+    pub namespace: String,
+    /// Channels.
+    pub channels: Channels,
+    /// Tasks.
+    pub tasks: TaskAccounts,
+    /// Locks.
+    pub locks: Vec<&'static LockAccount>,
+    /// Helper processes.
+    pub spawners: SpawnerAccount,
+}
+
 /// Why there can be no metrics.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
@@ -77,18 +95,18 @@ pub enum MetricsError {
 }
 
 impl Metrics {
-    /// Makes the metrics of these pools, channels and tasks, and of the Tokio runtime it is called in.
+    /// Makes the metrics of these pools and sources, and of the Tokio runtime it is called in.
     ///
     /// # Errors
     /// Outside of a Tokio runtime, or when the table of families is wrong.
-    pub fn new(pools: &[PoolInfo], channels: Channels, tasks: TaskAccounts) -> Result<Self, MetricsError> {
+    pub fn new(pools: &[PoolInfo], sources: Sources) -> Result<Self, MetricsError> {
         let families = WorkerFamilies::declare()?;
         families.create_series(&|label| known_values(label, pools));
-        set_constants(&families, pools);
+        set_constants(&families, pools, &sources.namespace);
 
         let registry = Registry::new();
         registry.register(Box::new(families.clone()))?;
-        registry.register(Box::new(Accounts::new(channels, tasks)?))?;
+        registry.register(Box::new(Accounts::new(sources)?))?;
         registry.register(Box::new(Runtime::new(&Handle::try_current()?)?))?;
         registry.register(Box::new(ProcessCollector::for_self()))?;
 
@@ -111,8 +129,8 @@ impl Metrics {
     }
 }
 
-fn set_constants(families: &WorkerFamilies, pools: &[PoolInfo]) {
-    families.build_info.at([VERSION]).set(1);
+fn set_constants(families: &WorkerFamilies, pools: &[PoolInfo], namespace: &str) {
+    families.build_info.at([VERSION, namespace]).set(1);
     for pool in pools {
         let slots = i64::try_from(pool.slots).unwrap_or(i64::MAX);
         families.slots.at([&pool.name]).set(slots);
@@ -126,6 +144,7 @@ mod tests {
     use super::*;
     use crate::message::Status;
     use crate::supervise::Outcome;
+    use crate::worker::event::{Event, Observer};
 
     fn pools() -> Vec<PoolInfo> {
         let pool = |name: &str, slots, prefetch| PoolInfo {
@@ -139,7 +158,12 @@ mod tests {
     fn metrics() -> Metrics {
         let channels = Channels::default();
         let (_sender, _receiver) = channels.bounded::<()>("results", 3);
-        Metrics::new(&pools(), channels, TaskAccounts::default()).unwrap()
+        let sources = Sources {
+            namespace: "prod".to_owned(),
+            channels,
+            ..Sources::default()
+        };
+        Metrics::new(&pools(), sources).unwrap()
     }
 
     #[tokio::test]
@@ -157,6 +181,7 @@ mod tests {
                 "unacked",
                 "queue_messages",
                 "queue_consumers",
+                "queue_age_seconds",
                 "job_duration_seconds_count",
                 "job_wait_seconds_count",
             ] {
@@ -184,6 +209,10 @@ mod tests {
             "outbox_errors_total",
             "spawn_seconds_count",
             "kill_seconds_count",
+            "spawners_alive",
+            "spawners_replaced_total",
+            "keepers_alive",
+            "keepers_idle",
             "channel_sent_total{channel=\"results\"}",
         ] {
             zero(format!("synthex_{family}"));
@@ -198,7 +227,7 @@ mod tests {
         assert_eq!(series[r#"synthex_slots{pool="batch"}"#], 2.0);
         assert_eq!(series[r#"synthex_prefetch{pool="web"}"#], 8.0);
         assert_eq!(series[r#"synthex_prefetch{pool="batch"}"#], 2.0);
-        let build = format!("synthex_build_info{{version=\"{VERSION}\"}}");
+        let build = format!("synthex_build_info{{namespace=\"prod\",version=\"{VERSION}\"}}");
         assert_eq!(series[&build], 1.0);
         assert!(series["tokio_workers"] >= 1.0);
         assert!(series["process_resident_memory_bytes"] > 0.0);
@@ -206,12 +235,71 @@ mod tests {
 
     #[tokio::test]
     async fn the_text_keeps_the_rules_of_the_format() {
-        check(&metrics().render());
+        static LOCK: LockAccount = LockAccount::new("book");
+        let (channels, tasks) = (Channels::default(), TaskAccounts::default());
+        let (_sender, _receiver) = channels.bounded::<()>("results", 3);
+        tasks.announce("job");
+        let sources = Sources {
+            channels,
+            tasks,
+            locks: vec![&LOCK],
+            ..Sources::default()
+        };
+        check(&Metrics::new(&pools(), sources).unwrap().render());
+    }
+
+    /// Series are what a scrape costs, here and in Prometheus: a pool may have so many, and a worker so many besides.
+    #[tokio::test]
+    async fn fifty_pools_have_a_bounded_number_of_series() {
+        let series = |count: usize| {
+            let pool = |number: usize| PoolInfo {
+                name: format!("pool-{number}").into(),
+                slots: 1,
+                prefetch: 1,
+            };
+            let pools: Vec<PoolInfo> = (0..count).map(pool).collect();
+            let text = Metrics::new(&pools, Sources::default()).unwrap().render();
+            text.lines().filter(|line| !line.starts_with('#')).count()
+        };
+        let (none, fifty) = (series(0), series(50));
+        assert!(none < 100, "{none}");
+        let each = (fifty - none) / 50;
+        assert_eq!(each * 50, fifty - none, "each pool has as many as another");
+        assert!(each <= 80, "{each} a pool");
+    }
+
+    /// Whoever counts, or makes a channel or a task, while a scrape is under way, does not wait for its end.
+    #[tokio::test]
+    async fn a_scrape_holds_no_lock_while_others_are_asked() {
+        /// Does during a scrape what the worker does.
+        struct Busy(Metrics, Sources);
+
+        impl prometheus::core::Collector for Busy {
+            fn desc(&self) -> Vec<&prometheus::core::Desc> {
+                Vec::new()
+            }
+
+            fn collect(&self) -> Vec<prometheus::proto::MetricFamily> {
+                self.1.tasks.announce("new");
+                let _new = self.1.channels.bounded::<()>("new", 1);
+                let (pool, reason) = ("new".into(), "rejected".to_owned());
+                let job_id = crate::message::JobId::random();
+                self.0.on(&Event::JobDeadLettered { pool, job_id, reason });
+                Vec::new()
+            }
+        }
+
+        let sources = Sources::default();
+        let metrics = Metrics::new(&pools(), sources.clone()).unwrap();
+        let busy = Busy(metrics.clone(), sources);
+        metrics.inner.registry.register(Box::new(busy)).unwrap();
+        assert!(metrics.render().contains("synthex_slots")); // or it hangs
+        assert!(metrics.render().contains(r#"synthex_dead_letters_total{pool="new"} "#));
     }
 
     #[test]
     fn without_a_runtime_there_is_an_error_and_no_panic() {
-        let made = Metrics::new(&pools(), Channels::default(), TaskAccounts::default());
+        let made = Metrics::new(&pools(), Sources::default());
         assert!(matches!(made, Err(MetricsError::NoRuntime(_))));
     }
 

@@ -1,8 +1,8 @@
 //! Tasks that somebody owns: named, counted, restarted within bounds, and stopped in order.
 //!
 //! - [`tasks`]: a [`TaskGroup`] owns running tasks and hears of every end; it is the one place
-//!   where a task is spawned, so a task nobody owns cannot exist, and [`TaskAccounts`] counts them
-//!   all.
+//!   where a task is spawned, so a task nobody owns cannot exist.
+//! - [`accounts`]: [`TaskAccounts`] counts them all by name, and measures how they are polled.
 //! - [`shutdown`]: [`Shutdown`], the two signals every loop obeys: drain (finish, take no more) and
 //!   abort (end now).
 //! - [`tree`]: a [`Supervisor`] starts children in order, restarts what ends unasked, and stops in
@@ -21,6 +21,7 @@
 //! It does not know what its tasks do. It cannot end a task that blocks its thread; such a task is
 //! named in the stop report instead of being waited for.
 
+pub mod accounts;
 pub mod budget;
 pub mod child;
 pub mod event;
@@ -28,9 +29,10 @@ pub mod shutdown;
 pub mod tasks;
 pub mod tree;
 
+pub use accounts::{LOCK, PollStats, TaskAccounts, TaskStats};
 pub use budget::Budget;
 pub use child::{Child, Restart};
 pub use event::SupervisorEvent;
 pub use shutdown::Shutdown;
-pub use tasks::{Outcome, TaskAccounts, TaskEnd, TaskError, TaskGroup, TaskId, TaskStats, on_the_runtime};
+pub use tasks::{Outcome, TaskEnd, TaskError, TaskGroup, TaskId, on_the_runtime};
 pub use tree::{ABORT_GRACE, StopReport, Strategy, Supervisor};

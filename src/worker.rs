@@ -55,6 +55,7 @@ use tokio::sync::Mutex;
 
 use crate::config::Pool;
 use crate::executor::Spawners;
+use crate::flow::LockAccount;
 use crate::flow::channel::Channels;
 use crate::message::WorkerInfo;
 use crate::supervise::{Child, Restart, Shutdown, TaskAccounts, TaskError};
@@ -76,6 +77,9 @@ use pulse::Pulse;
 pub use pulse::Watch;
 use replay::{Replay, Waiting};
 use spool::Spool;
+
+/// The locks that every job goes through.
+pub static LOCKS: [&LockAccount; 4] = [&ledger::LOCK, &orders::LOCK, &pulse::LOCK, &spool::LOCK];
 
 /// What all pools of a worker share.
 #[derive(Clone)]

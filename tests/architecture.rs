@@ -32,7 +32,10 @@ const MAY_USE: [(&str, &[&str]); 13] = [
         &["message", "flow", "supervise", "transport", "worker", "control"],
     ),
     ("batch", &["message", "flow", "supervise", "transport", "control"]),
-    ("metrics", &["message", "flow", "supervise", "transport", "worker"]),
+    (
+        "metrics",
+        &["message", "flow", "supervise", "transport", "executor", "worker"],
+    ),
     (
         "app",
         &[
@@ -66,12 +69,13 @@ const MAY_USE: [(&str, &[&str]); 13] = [
 ];
 
 /// Packages that have one home, and it.
-const HOMES: [(&str, &str); 10] = [
+const HOMES: [(&str, &str); 11] = [
     ("lapin", "src/transport/amqp"),
     ("deadpool", "src/transport/amqp"),
     ("async_rs", "src/transport/amqp/socket.rs"),
     ("tokio_rustls", "src/transport/amqp/tls"),
     ("backoff", "src/flow/retry.rs"),
+    ("tokio_metrics", "src/supervise/accounts.rs"),
     ("prometheus", "src/metrics"),
     ("clap", "src/cli"),
     ("crossterm", "src/cli/top"),

@@ -123,7 +123,13 @@ pub async fn run(
         unflushed: false,
         flushed: Instant::now(),
     };
-    let parts = Parts::new(std::slice::from_ref(&pool), spawners, None, Audience::nobody())?;
+    let parts = Parts::new(
+        std::slice::from_ref(&pool),
+        NAMESPACE,
+        spawners,
+        None,
+        Audience::nobody(),
+    )?;
     let listener = parts.bind(metrics_addr).await?;
     let worker = parts.worker(broker, NAMESPACE, Orders::none(), &shutdown);
     let tree = parts.tree(&worker, Vec::new(), vec![pool], listener, &shutdown);

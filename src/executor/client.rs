@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,14 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::account::{self, SpawnerAccount};
 use super::cgroup::{CgroupError, Choice, Claim, Delegation};
 use super::protocol::{self, Failure, FromKeeper, FromSpawner, Packet, Report, ToKeeper, ToSpawner};
 use super::spawner::{SPAWNER_ARGUMENT, tree};
+use crate::flow::{Lock, LockAccount};
+
+/// Free keepers, which each command takes one of and gives back.
+pub static LOCK: LockAccount = LockAccount::new("keepers");
 
 /// How long a keeper may be free before it is let go.
 const IDLE: Duration = Duration::from_secs(30);
@@ -92,7 +97,8 @@ struct Inner {
     /// The cgroup that is ours to divide, as long as this is held.
     claim: Option<Claim>,
     /// Free keepers, the one last used last. Dropped before the spawners, which wait for theirs.
-    idle: Mutex<Vec<Idle>>,
+    idle: Lock<Vec<Idle>>,
+    account: SpawnerAccount,
     spawners: Vec<Spawner>,
     /// Commands that may be starting at a time.
     starts: Arc<Semaphore>,
@@ -111,6 +117,8 @@ struct Spawner {
     process: tokio::sync::Mutex<Process>,
     /// Keepers it has forked and that are still in use here.
     keepers: Arc<AtomicUsize>,
+    /// Whether its death was heard of and it was not replaced yet.
+    is_dead: AtomicBool,
 }
 
 /// A running spawner.
@@ -127,7 +135,7 @@ pub(super) struct Keeper {
     socket: AsyncFd<OwnedFd>,
     number: u32,
     place: usize,
-    _counted: Counted,
+    _counted: (Counted, account::Counted),
 }
 
 /// What became of a command that was given to a keeper.
@@ -156,10 +164,14 @@ impl Spawners {
         tree::check_listing().map_err(StartError::Proc)?;
         let claim = claim(&options.cgroup)?;
         let known = Mutex::default();
+        let account = SpawnerAccount::default();
         let spawners = (0..options.count.max(1)).map(|_| {
+            let process = Process::start(&options, claim.as_ref(), &known)?;
+            account.spawner_started();
             Ok(Spawner {
-                process: tokio::sync::Mutex::new(Process::start(&options, claim.as_ref(), &known)?),
+                process: tokio::sync::Mutex::new(process),
                 keepers: Arc::default(),
+                is_dead: AtomicBool::new(false),
             })
         });
         let spawners = spawners.collect::<io::Result<_>>()?;
@@ -167,10 +179,17 @@ impl Spawners {
             options,
             claim,
             spawners,
-            idle: Mutex::default(),
+            idle: Lock::new(&LOCK, Vec::new()),
+            account,
             starts: Arc::new(Semaphore::new(starts_at_a_time())),
             known,
         })))
+    }
+
+    /// What is counted of them.
+    #[must_use]
+    pub fn account(&self) -> SpawnerAccount {
+        self.0.account.clone()
     }
 
     /// Replaces spawners that die and lets go of keepers that are not needed, for ever.
@@ -193,8 +212,8 @@ impl Spawners {
     ///
     /// Cancel safe: a keeper that nobody takes ends.
     pub(super) async fn keeper(&self) -> io::Result<Keeper> {
-        if let Some(idle) = self.idle().pop() {
-            return Ok(idle.keeper);
+        if let Some(keeper) = self.idle_keeper() {
+            return Ok(keeper);
         }
         let spawners = self.0.spawners.iter().enumerate();
         let least = spawners.min_by_key(|(_, spawner)| spawner.keepers.load(Ordering::Relaxed));
@@ -202,7 +221,7 @@ impl Spawners {
         // Counted before it is there, so that those who ask at the same time go to the others.
         let mut error = io::ErrorKind::NotConnected.into();
         for place in (0..TRIES).map(|more| (first + more) % self.0.spawners.len()) {
-            let counted = Counted::new(&self.0.spawners[place].keepers);
+            let counted = (Counted::new(&self.0.spawners[place].keepers), self.0.account.keeper());
             match self.fork(place).await {
                 Ok((number, socket)) => return Keeper::new(number, socket, place, counted),
                 Err(failed) => error = failed,
@@ -225,7 +244,16 @@ impl Spawners {
     /// Takes back a keeper that has nothing to do.
     pub(super) fn give_back(&self, keeper: Keeper) {
         let since = Instant::now();
-        self.idle().push(Idle { keeper, since });
+        let mut idle = self.0.idle.lock();
+        idle.push(Idle { keeper, since });
+        self.0.account.keepers_are_idle(idle.len());
+    }
+
+    fn idle_keeper(&self) -> Option<Keeper> {
+        let mut idle = self.0.idle.lock();
+        let last = idle.pop()?;
+        self.0.account.keepers_are_idle(idle.len());
+        Some(last.keeper)
     }
 
     /// Makes an end of a keeper that does not answer, and of its job.
@@ -244,10 +272,11 @@ impl Spawners {
 
     /// Asks a spawner for a keeper; a spawner that is dead is replaced first.
     async fn fork(&self, place: usize) -> io::Result<(u32, OwnedFd)> {
-        let mut process = self.0.spawners[place].process.lock().await;
+        let spawner = &self.0.spawners[place];
+        let mut process = spawner.process.lock().await;
         match process.fork().await {
             Err(error) if is_gone(&error) => {
-                self.replace(&mut process).await?;
+                self.replace(spawner, &mut process).await?;
                 process.fork().await
             }
             answered => answered,
@@ -269,7 +298,7 @@ impl Spawners {
                 Err(_) => tokio::time::sleep(START_AGAIN).await,
             }
             let mut process = spawner.process.lock().await;
-            if let Err(error) = self.replace(&mut process).await {
+            if let Err(error) = self.replace(spawner, &mut process).await {
                 tracing::error!("failed to replace a spawner that has died: {error}; trying again");
                 drop(process);
                 tokio::time::sleep(START_AGAIN).await;
@@ -278,14 +307,20 @@ impl Spawners {
     }
 
     /// Puts a new spawner in the place of one that has died; does nothing if it has not.
-    async fn replace(&self, process: &mut Process) -> io::Result<()> {
+    async fn replace(&self, spawner: &Spawner, process: &mut Process) -> io::Result<()> {
         let Some(status) = process.child.try_wait()? else {
             return Ok(());
         };
+        if !spawner.is_dead.swap(true, Ordering::Relaxed) {
+            self.0.account.spawner_died();
+        }
         tracing::warn!("a spawner has died ({status}) and is replaced; the commands it held were killed");
         self.known().remove(&process.child.id());
         self.kill_orphans().await;
         *process = Process::start(&self.0.options, self.0.claim.as_ref(), &self.0.known)?;
+        spawner.is_dead.store(false, Ordering::Relaxed);
+        self.0.account.spawner_started();
+        self.0.account.spawner_replaced();
         Ok(())
     }
 
@@ -306,12 +341,10 @@ impl Spawners {
         let mut ticks = tokio::time::interval(IDLE);
         loop {
             ticks.tick().await;
-            self.idle().retain(|idle| idle.since.elapsed() < IDLE);
+            let mut idle = self.0.idle.lock();
+            idle.retain(|idle| idle.since.elapsed() < IDLE);
+            self.0.account.keepers_are_idle(idle.len());
         }
-    }
-
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
-        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, BTreeSet<u32>> {
@@ -457,7 +490,7 @@ impl Drop for Counted {
 }
 
 impl Keeper {
-    fn new(number: u32, socket: OwnedFd, place: usize, counted: Counted) -> io::Result<Self> {
+    fn new(number: u32, socket: OwnedFd, place: usize, counted: (Counted, account::Counted)) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(Self {
             socket: watch(socket)?,

@@ -5,26 +5,30 @@
 
 use std::time::Duration;
 
+use prometheus::CounterVec;
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
+use prometheus::proto::{Bucket, Histogram, MetricFamily};
 use tokio::runtime::{Handle, RuntimeMetrics};
 
+use super::Sources;
 use super::families::{AccountFamilies, RuntimeFamilies};
-use crate::flow::channel::{ChannelStats, Channels};
-use crate::supervise::{TaskAccounts, TaskStats};
+use super::family::Family;
+use crate::executor::SpawnerStats;
+use crate::flow::channel::ChannelStats;
+use crate::flow::lock::{LockStats, WAIT_BOUNDS};
+use crate::supervise::{PollStats, TaskStats};
 
-/// Shows the accounts of channels and tasks.
+/// Shows the accounts that others keep.
 pub(super) struct Accounts {
     /// Says what there is to collect; holds no numbers.
     shape: AccountFamilies,
-    channels: Channels,
-    tasks: TaskAccounts,
+    sources: Sources,
 }
 
 impl Accounts {
-    pub(super) fn new(channels: Channels, tasks: TaskAccounts) -> prometheus::Result<Self> {
+    pub(super) fn new(sources: Sources) -> prometheus::Result<Self> {
         let shape = AccountFamilies::declare()?;
-        Ok(Self { shape, channels, tasks })
+        Ok(Self { shape, sources })
     }
 }
 
@@ -35,13 +39,20 @@ impl Collector for Accounts {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let families = AccountFamilies::declare().expect("the shape was declared the same way");
-        for channel in self.channels.snapshot() {
+        for channel in self.sources.channels.snapshot() {
             families.show_channel(&channel);
         }
-        for task in self.tasks.snapshot() {
+        for task in self.sources.tasks.snapshot() {
             families.show_task(&task);
         }
-        families.collect()
+        families.show_spawners(self.sources.spawners.stats());
+        let locks: Vec<LockStats> = self.sources.locks.iter().map(|lock| lock.stats()).collect();
+        for lock in &locks {
+            families.show_lock(lock);
+        }
+        let mut families = families.collect();
+        families.iter_mut().for_each(|family| fill_in_waits(family, &locks));
+        families
     }
 }
 
@@ -62,7 +73,66 @@ impl AccountFamilies {
             let ended = self.tasks_completed_total.at([task.name, outcome.as_str()]);
             ended.inc_by(count);
         }
+        self.tasks_restarted_total.at([task.name]).inc_by(task.restarted);
+        self.tasks_given_up_total.at([task.name]).inc_by(task.given_up);
+        self.show_polls(task.name, &task.polls);
     }
+
+    fn show_polls(&self, task: &str, polls: &PollStats) {
+        let seconds = |family: &Family<CounterVec, 1>, time: Duration| family.at([task]).inc_by(time.as_secs_f64());
+        self.tasks_measured_total.at([task]).inc_by(polls.tasks);
+        self.tasks_polls_total.at([task]).inc_by(polls.polled.0);
+        self.tasks_slow_polls_total.at([task]).inc_by(polls.slow);
+        seconds(&self.tasks_poll_seconds_total, polls.polled.1);
+        self.tasks_scheduled_total.at([task]).inc_by(polls.scheduled.0);
+        seconds(&self.tasks_scheduled_seconds_total, polls.scheduled.1);
+        seconds(&self.tasks_idle_seconds_total, polls.idle);
+    }
+
+    /// Its histogram is only made here, and [filled in](fill_in_waits) later.
+    fn show_lock(&self, lock: &LockStats) {
+        self.lock_wait_seconds.at([lock.name]);
+        self.lock_waiting.at([lock.name]).set(gauge(lock.waiting));
+    }
+
+    fn show_spawners(&self, spawners: SpawnerStats) {
+        self.spawners_alive.at([]).set(gauge(spawners.alive));
+        self.spawners_replaced_total.at([]).inc_by(spawners.replaced);
+        self.keepers_alive.at([]).set(gauge(spawners.keepers));
+        self.keepers_idle.at([]).set(gauge(spawners.idle));
+    }
+}
+
+/// Puts the waits that locks have counted into the family's series, if it is theirs: a histogram can be told one value, and
+/// not how many there were.
+fn fill_in_waits(family: &mut MetricFamily, locks: &[LockStats]) {
+    if family.name() != "synthex_lock_wait_seconds" {
+        return;
+    }
+    for series in family.mut_metric() {
+        let name = series.get_label()[0].value();
+        let lock = locks.iter().find(|lock| lock.name == name);
+        if let Some(lock) = lock {
+            series.set_histogram(waits_of(lock));
+        }
+    }
+}
+
+fn waits_of(lock: &LockStats) -> Histogram {
+    let mut up_to = 0;
+    let groups = WAIT_BOUNDS.iter().zip(lock.groups).map(|(bound, group)| {
+        up_to += group;
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound(bound.as_secs_f64());
+        bucket.set_cumulative_count(up_to);
+        bucket
+    });
+    let buckets = groups.collect();
+    let mut waits = Histogram::default();
+    waits.set_bucket(buckets);
+    waits.set_sample_count(lock.groups.iter().sum());
+    waits.set_sample_sum(lock.waited.as_secs_f64());
+    waits
 }
 
 /// Shows the Tokio runtime.
@@ -97,6 +167,8 @@ impl Collector for Runtime {
         let queued = self.metrics.global_queue_depth();
         families.global_queue_depth.at([]).set(gauge(queued));
         families.busy_seconds_total.at([]).inc_by(busy.as_secs_f64());
+        let parks = (0..workers).map(|worker| self.metrics.worker_park_count(worker));
+        families.parks_total.at([]).inc_by(parks.sum());
         families.collect()
     }
 }
@@ -111,10 +183,20 @@ mod tests {
     use super::super::Metrics;
     use super::super::exposition::{Series, scrape};
     use super::*;
-    use crate::supervise::TaskGroup;
+    use crate::flow::channel::Channels;
+    use crate::flow::{Lock, LockAccount};
+    use crate::supervise::{TaskAccounts, TaskGroup};
 
     fn scraped(channels: &Channels, tasks: &TaskAccounts) -> Series {
-        let metrics = Metrics::new(&[], channels.clone(), tasks.clone()).unwrap();
+        scraped_from(Sources {
+            channels: channels.clone(),
+            tasks: tasks.clone(),
+            ..Sources::default()
+        })
+    }
+
+    fn scraped_from(sources: Sources) -> Series {
+        let metrics = Metrics::new(&[], sources).unwrap();
         // The second scrape must not add to the first.
         let _first = metrics.render();
         scrape(&metrics.render())
@@ -160,6 +242,50 @@ mod tests {
         assert_eq!(ended("failed"), 1.0);
         assert_eq!(ended("panicked"), 0.0);
         assert_eq!(ended("cancelled"), 0.0);
+        let of = |family: &str| series[&format!("synthex_tasks_{family}{{task=\"upload\"}}")];
+        assert_eq!((of("restarted_total"), of("given_up_total")), (0.0, 0.0));
+        assert_eq!(
+            (of("measured_total"), of("polls_total"), of("scheduled_total")),
+            (3.0, 3.0, 0.0)
+        );
+        assert!(of("poll_seconds_total") > 0.0);
+        for family in ["slow_polls_total", "scheduled_seconds_total", "idle_seconds_total"] {
+            assert_eq!(of(family), 0.0, "{family}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lock_shows_who_waited_and_who_waits() {
+        static ACCOUNT: LockAccount = LockAccount::new("book");
+        let lock = Lock::new(&ACCOUNT, ());
+        std::thread::scope(|scope| {
+            let held = lock.lock();
+            scope.spawn(|| drop(lock.lock()));
+            while ACCOUNT.stats().waiting == 0 {
+                std::thread::yield_now();
+            }
+            drop(held);
+        });
+        let _waits = ACCOUNT.wait();
+
+        let sources = || Sources {
+            locks: vec![&ACCOUNT],
+            ..Sources::default()
+        };
+        let series = scraped_from(sources());
+        assert_eq!(series[r#"synthex_lock_wait_seconds_count{lock="book"}"#], 1.0);
+        assert!(series[r#"synthex_lock_wait_seconds_sum{lock="book"}"#] > 0.0);
+        assert_eq!(series[r#"synthex_lock_waiting{lock="book"}"#], 1.0);
+        let text = Metrics::new(&[], sources()).unwrap().render();
+        let buckets: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(r#"synthex_lock_wait_seconds_bucket{lock="book",le=""#))
+            .filter_map(|rest| rest.split('"').next())
+            .collect();
+        assert_eq!(
+            buckets,
+            ["0.000001", "0.00001", "0.0001", "0.001", "0.01", "0.1", "1", "+Inf"]
+        );
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -173,5 +299,6 @@ mod tests {
         assert_eq!(series["tokio_alive_tasks"], 1.0);
         assert!(series.contains_key("tokio_global_queue_depth"));
         assert!(series["tokio_busy_seconds_total"] >= 0.0);
+        assert!(series.contains_key("tokio_parks_total"));
     }
 }

@@ -4,7 +4,8 @@
 //! and alerts depend on them: a name or label is never changed, only added.
 
 use prometheus::{
-    CounterVec as SecondsCounter, HistogramVec as Histogram, IntCounterVec as Counter, IntGaugeVec as Gauge,
+    CounterVec as SecondsCounter, GaugeVec as SecondsGauge, HistogramVec as Histogram, IntCounterVec as Counter,
+    IntGaugeVec as Gauge,
 };
 
 use super::PoolInfo;
@@ -41,6 +42,8 @@ families! {
         queue_messages: Gauge [pool];
         /// Consumers of the pool's queue on all machines, as the broker last told.
         queue_consumers: Gauge [pool];
+        /// How long the job waited that was started last, and 0 once the queue is found empty: no broker tells over AMQP how old its oldest message is.
+        queue_age_seconds: SecondsGauge [pool];
         /// Bytes that commands wrote.
         output_bytes_total: Counter [pool, stream];
         /// Bytes that commands wrote and that were not kept.
@@ -75,18 +78,36 @@ families! {
         outbox_bytes: Gauge [];
         /// Times that the outbox on disk could not be written or read.
         outbox_errors_total: Counter [];
-        /// Always 1, with the version of this program.
-        build_info: Gauge [version];
+        /// Always 1, with the version of this program and the namespace that it serves.
+        build_info: Gauge [version, namespace];
     }
 }
 
 families! {
-    /// What channels and tasks keep accounts of, read at scrape time.
+    /// What channels, tasks, locks and helper processes keep accounts of, read at scrape time.
     struct AccountFamilies named "synthex_" {
         /// Tasks that were spawned.
         tasks_spawned_total: Counter [task];
         /// Tasks that ended, by how they ended.
         tasks_completed_total: Counter [task, outcome];
+        /// Times that a task ended unasked or failed, and was started again.
+        tasks_restarted_total: Counter [task];
+        /// Times that a task failed too often, so that the worker stops.
+        tasks_given_up_total: Counter [task];
+        /// Tasks whose polls are measured: of a kind that is spawned often, one in 16.
+        tasks_measured_total: Counter [task];
+        /// Polls of measured tasks.
+        tasks_polls_total: Counter [task];
+        /// Polls of measured tasks that took longer than 1 ms, and kept others from their thread.
+        tasks_slow_polls_total: Counter [task];
+        /// Time that polls of measured tasks took.
+        tasks_poll_seconds_total: SecondsCounter [task];
+        /// Times that a measured task became ready.
+        tasks_scheduled_total: Counter [task];
+        /// Time that measured tasks were ready and waited for a thread.
+        tasks_scheduled_seconds_total: SecondsCounter [task];
+        /// Time that measured tasks had nothing to do.
+        tasks_idle_seconds_total: SecondsCounter [task];
         /// Messages put into a channel.
         channel_sent_total: Counter [channel];
         /// Messages taken out of a channel.
@@ -97,6 +118,18 @@ families! {
         channel_capacity: Gauge [channel];
         /// Time that senders waited because a channel was full, added up over all of them.
         channel_full_seconds_total: SecondsCounter [channel];
+        /// Time that was waited for a lock, by those that found it taken; who finds it free is not in it.
+        lock_wait_seconds: Histogram [lock] in LOCK_TIMES;
+        /// Threads and tasks that wait for a lock now.
+        lock_waiting: Gauge [lock];
+        /// Helper processes that start commands, and live.
+        spawners_alive: Gauge [];
+        /// Helper processes that took the place of one that had died.
+        spawners_replaced_total: Counter [];
+        /// Helper processes that each hold a command, or wait for one.
+        keepers_alive: Gauge [];
+        /// Those of them that wait for a command.
+        keepers_idle: Gauge [];
     }
 }
 
@@ -111,6 +144,8 @@ families! {
         global_queue_depth: Gauge [];
         /// Time that worker threads were busy, added up over all of them.
         busy_seconds_total: SecondsCounter [];
+        /// Times that a worker thread went to sleep because there was nothing to do.
+        parks_total: Counter [];
     }
 }
 
@@ -131,6 +166,9 @@ const KILL_TIMES: [f64; 11] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.
 const CONFIRM_TIMES: [f64; 12] = [
     0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0,
 ];
+
+/// Those that waits are counted in already.
+const LOCK_TIMES: [f64; 7] = [0.000_001, 0.000_01, 0.000_1, 0.001, 0.01, 0.1, 1.0];
 
 /// The version of this program.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,11 +1,13 @@
 //! Whether the worker takes jobs, for `/readyz`.
 //!
-//! Ready means: every pool's consumer is live and the worker does not drain. It says nothing about how well jobs do.
+//! Ready means: every pool's consumer is live, no task of the worker is down, and it does not drain. It says nothing about
+//! how well jobs do. Of tasks that were started again it keeps how often and after what, as a remark.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::PoolInfo;
+use crate::supervise::SupervisorEvent;
 use crate::worker::HoldReason;
 use crate::worker::event::{Event, Observer};
 
@@ -20,6 +22,19 @@ pub struct Health {
 struct State {
     draining: bool,
     consumers: BTreeMap<Arc<str>, Consumer>,
+    /// Tasks that have failed, by name.
+    faults: BTreeMap<&'static str, Faults>,
+}
+
+/// What became of the tasks of one name that ended unasked or failed.
+#[derive(Default)]
+struct Faults {
+    /// How the last one ended.
+    error: String,
+    restarts: u32,
+    /// So many wait for their restart.
+    down: u32,
+    given_up: bool,
 }
 
 /// A pool's consumer.
@@ -42,6 +57,7 @@ impl Health {
         let state = State {
             draining: false,
             consumers: pools.iter().map(starting).collect(),
+            faults: BTreeMap::new(),
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -55,7 +71,17 @@ impl Health {
         let draining = state.draining.then(|| "draining: takes no more jobs".into());
         let consumers = state.consumers.iter();
         let consumers = consumers.filter_map(|(pool, consumer)| consumer.obstacle(pool));
-        draining.into_iter().chain(consumers).collect()
+        let faults = state.faults.iter();
+        let faults = faults.filter_map(|(task, faults)| faults.obstacle(task));
+        draining.into_iter().chain(faults).chain(consumers).collect()
+    }
+
+    /// Says what has gone wrong and is over, one line a task.
+    #[must_use]
+    pub fn remarks(&self) -> Vec<String> {
+        let state = self.lock();
+        let faults = state.faults.iter();
+        faults.filter_map(|(task, faults)| faults.remark(task)).collect()
     }
 
     /// Says whether every pool takes jobs, or takes none because it was told so: what a start has to come to.
@@ -72,6 +98,44 @@ impl Health {
 
     fn set(&self, pool: &Arc<str>, consumer: Consumer) {
         self.lock().consumers.insert(pool.clone(), consumer);
+    }
+
+    fn supervised(&self, event: &SupervisorEvent) {
+        let mut state = self.lock();
+        match event {
+            SupervisorEvent::Faulted { child, error, .. } => {
+                state.faults.entry(child).or_default().error = error.replace(char::is_control, " ");
+            }
+            SupervisorEvent::Restarting { child, .. } => {
+                let faults = state.faults.entry(child).or_default();
+                faults.restarts += 1;
+                faults.down += 1;
+            }
+            SupervisorEvent::Started { child } => {
+                // Not there: it is started for the first time.
+                if let Some(faults) = state.faults.get_mut(child) {
+                    faults.down = faults.down.saturating_sub(1);
+                }
+            }
+            SupervisorEvent::GaveUp { child } => state.faults.entry(child).or_default().given_up = true,
+            SupervisorEvent::Finished { .. } | SupervisorEvent::CutOff { .. } => {}
+        }
+    }
+}
+
+impl Faults {
+    fn obstacle(&self, task: &str) -> Option<String> {
+        let error = &self.error;
+        match self {
+            Self { given_up: true, .. } => Some(format!("task {task}: failed too often, the worker stops: {error}")),
+            Self { down: 0, .. } => None,
+            _ => Some(format!("task {task}: failed and is started again: {error}")),
+        }
+    }
+
+    fn remark(&self, task: &str) -> Option<String> {
+        let Self { error, restarts, .. } = self;
+        (*restarts > 0).then(|| format!("task {task}: restarts: {restarts}, the last after: {error}"))
     }
 }
 
@@ -98,6 +162,7 @@ impl Observer for Health {
             Event::ConsumerLost { pool, reason, .. } => {
                 self.set(pool, Consumer::Lost(reason.clone()));
             }
+            Event::Supervised(event) => self.supervised(event),
             _ => {}
         }
     }
@@ -105,7 +170,10 @@ impl Observer for Health {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::supervise::Outcome;
 
     fn health() -> Health {
         let pool = |name: &str| PoolInfo {
@@ -169,6 +237,61 @@ mod tests {
         assert_eq!(health.obstacles(), ["pool web: takes no jobs for now: paused"]);
         health.on(&consuming("web"));
         assert!(health.obstacles().is_empty());
+    }
+
+    /// A health whose pools consume, and that is told what a supervisor tells.
+    fn supervised(events: &[SupervisorEvent]) -> Health {
+        let health = health();
+        health.on(&consuming("web"));
+        health.on(&consuming("batch"));
+        for event in events {
+            health.on(&Event::Supervised(event.clone()));
+        }
+        health
+    }
+
+    fn fault(error: &str) -> [SupervisorEvent; 2] {
+        let child = "intake";
+        let (outcome, error) = (Outcome::Panicked, error.to_owned());
+        let delay = Duration::from_millis(100);
+        [
+            SupervisorEvent::Faulted { child, outcome, error },
+            SupervisorEvent::Restarting { child, delay },
+        ]
+    }
+
+    const STARTED: SupervisorEvent = SupervisorEvent::Started { child: "intake" };
+
+    #[test]
+    fn a_task_that_failed_is_named_until_it_is_back_and_remembered_then() {
+        let health = supervised(&[STARTED]);
+        assert!(health.remarks().is_empty());
+        for event in fault("panicked: slot\n3") {
+            health.on(&Event::Supervised(event));
+        }
+        let obstacle = "task intake: failed and is started again: panicked: slot 3";
+        assert_eq!(health.obstacles(), [obstacle]);
+        health.on(&Event::Supervised(STARTED));
+        assert!(health.obstacles().is_empty());
+        let remark = "task intake: restarts: 1, the last after: panicked: slot 3";
+        assert_eq!(health.remarks(), [remark]);
+    }
+
+    #[test]
+    fn of_two_tasks_of_one_name_both_have_to_be_back() {
+        let events = [&fault("one")[..], &fault("other"), &[STARTED]].concat();
+        let health = supervised(&events);
+        assert_eq!(health.obstacles(), ["task intake: failed and is started again: other"]);
+        health.on(&Event::Supervised(STARTED));
+        assert!(health.obstacles().is_empty());
+    }
+
+    #[test]
+    fn a_task_that_is_given_up_is_never_ready_again() {
+        let gave_up = SupervisorEvent::GaveUp { child: "intake" };
+        let events = [&fault("no port")[..1], &[gave_up, STARTED]].concat();
+        let obstacle = "task intake: failed too often, the worker stops: no port";
+        assert_eq!(supervised(&events).obstacles(), [obstacle]);
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Observer for Metrics {
             Event::EventDropped { about } => families.events_dropped_total.at([about.as_str()]).inc(),
             Event::OutputUnsent { bytes } => families.live_output_dropped_bytes_total.at([]).inc_by(*bytes),
             Event::Broker(event) => self.broker(event),
-            // Not counted yet, or shown by `Health`.
+            // Not counted yet, counted where it happens, or shown by `Health`.
             Event::JobDelayed { .. }
             | Event::JobRecounted { .. }
             | Event::JobGivenBack { .. }
@@ -50,6 +50,7 @@ impl Observer for Metrics {
             | Event::OutputHeard { .. }
             | Event::OutputClosed { .. }
             | Event::OutputEnded { .. }
+            | Event::Supervised(_)
             | Event::Draining => {}
         }
     }
@@ -60,8 +61,9 @@ impl WorkerFamilies {
         self.jobs_started_total.at([pool]).inc();
         self.jobs_running.at([pool]).inc();
         if let Some(waited) = waited {
-            let waits = self.job_wait_seconds.at([pool]);
-            waits.observe(waited.as_secs_f64());
+            let waited = waited.as_secs_f64();
+            self.job_wait_seconds.at([pool]).observe(waited);
+            self.queue_age_seconds.at([pool]).set(waited);
         }
     }
 
@@ -95,6 +97,9 @@ impl WorkerFamilies {
     }
 
     fn queue_measured(&self, pool: &str, depth: QueueDepth) {
+        if depth.messages == 0 {
+            self.queue_age_seconds.at([pool]).set(0.0);
+        }
         self.queue_messages.at([pool]).set(depth.messages.into());
         self.queue_consumers.at([pool]).set(depth.consumers.into());
     }
@@ -168,12 +173,10 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    use super::super::PoolInfo;
     use super::super::exposition::{moves, scrape};
+    use super::super::{PoolInfo, Sources};
     use super::*;
-    use crate::flow::channel::Channels;
     use crate::message::{JobId, Status};
-    use crate::supervise::TaskAccounts;
     use crate::worker::event::ControlMessage;
 
     fn metrics() -> Metrics {
@@ -183,7 +186,7 @@ mod tests {
             prefetch: 1,
         };
         let pools = [pool("web"), pool("batch")];
-        Metrics::new(&pools, Channels::default(), TaskAccounts::default()).unwrap()
+        Metrics::new(&pools, Sources::default()).unwrap()
     }
 
     fn web() -> Arc<str> {
@@ -282,8 +285,27 @@ mod tests {
                 (r#"job_wait_seconds_sum{pool="web"}"#, 2.5),
                 (r#"jobs_running{pool="web"}"#, 1.0),
                 (r#"jobs_started_total{pool="web"}"#, 1.0),
+                (r#"queue_age_seconds{pool="web"}"#, 2.5),
             ],
         );
+    }
+
+    #[tokio::test]
+    async fn the_age_of_a_queue_is_the_last_wait_until_it_is_empty() {
+        let metrics = metrics();
+        let age = || scrape(&metrics.render())[r#"synthex_queue_age_seconds{pool="web"}"#];
+        let measured = |messages| Event::QueueMeasured {
+            pool: web(),
+            depth: QueueDepth { messages, consumers: 1 },
+        };
+        for waited in [Some(Duration::from_secs(90)), Some(Duration::from_secs(60)), None] {
+            metrics.on(&started(waited));
+        }
+        assert_eq!(age(), 60.0);
+        metrics.on(&measured(4));
+        assert_eq!(age(), 60.0);
+        metrics.on(&measured(0));
+        assert_eq!(age(), 0.0);
     }
 
     #[tokio::test]

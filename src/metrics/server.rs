@@ -169,7 +169,8 @@ impl Pages {
     fn readiness(&self) -> Response<String> {
         let obstacles = self.health.obstacles();
         if obstacles.is_empty() {
-            return page(StatusCode::OK, TEXT_TYPE, "ready\n".into());
+            let text = [vec!["ready".into()], self.health.remarks()].concat().join("\n") + "\n";
+            return page(StatusCode::OK, TEXT_TYPE, text);
         }
         let text = obstacles.join("\n") + "\n";
         page(StatusCode::SERVICE_UNAVAILABLE, TEXT_TYPE, text)

@@ -2,26 +2,12 @@
 //!
 //! A [`TaskGroup`] owns its tasks. It hears of every end, contains panics, and takes its tasks with
 //! it when it is dropped: they end at their next `.await`, as an abort has it. [`TaskAccounts`]
-//! counts spawns and ends by name.
+//! counts spawns and ends by name, and measures how tasks are polled.
 //!
 //! It restarts nothing and logs only what ends badly while [`TaskGroup::stop`] runs, because nobody
 //! else sees that.
-//!
-//! Invariant: for each name, `spawned` minus all `ended` is the number of tasks that exist, however
-//! they ended and whether or not anybody joined them.
 
-use std::{
-    any::Any,
-    collections::{BTreeMap, HashMap},
-    error::Error,
-    panic::resume_unwind,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{any::Any, collections::HashMap, error::Error, panic::resume_unwind, time::Duration};
 
 pub use tokio::task::Id as TaskId;
 use tokio::{
@@ -29,6 +15,8 @@ use tokio::{
     task::{JoinError, JoinSet},
     time::timeout,
 };
+
+use super::TaskAccounts;
 
 /// How long [`TaskGroup::stop`] waits for tasks it has aborted. A task that reaches an `.await` is
 /// gone at once; one that blocks its thread cannot be aborted, and waiting for it could take for
@@ -100,8 +88,11 @@ impl TaskGroup {
         future: impl Future<Output = Result<(), TaskError>> + Send + 'static,
     ) -> TaskId {
         // Boxed, as it is moved a few times until it runs, and a job's is kilobytes.
-        let counted = self.accounts.count(name, Box::pin(future));
-        let id = self.set.spawn(counted).id();
+        let (counted, monitor) = self.accounts.count(name, Box::pin(future));
+        let id = match monitor {
+            Some(monitor) => self.set.spawn(monitor.instrument(counted)).id(),
+            None => self.set.spawn(counted).id(),
+        };
         self.labels.insert(id, Label { name, detail });
         id
     }
@@ -208,7 +199,7 @@ where
 }
 
 impl Outcome {
-    /// Every outcome, in the order of [`TaskStats::ended`].
+    /// Every outcome, in the order of [`TaskStats::ended`](super::TaskStats::ended).
     pub const ALL: [Self; 4] = [Self::Completed, Self::Failed, Self::Panicked, Self::Cancelled];
 
     /// Gives the word for it in metrics and logs.
@@ -219,95 +210,6 @@ impl Outcome {
             Self::Panicked => "panicked",
             Self::Cancelled => "cancelled",
         }
-    }
-}
-
-/// Counts tasks by name and outcome. Clones share the counts.
-#[derive(Clone, Default)]
-pub struct TaskAccounts {
-    counts: Arc<Mutex<BTreeMap<&'static str, Arc<Counts>>>>,
-}
-
-/// Holds the counts of all tasks of one name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TaskStats {
-    /// The name the tasks were spawned with.
-    pub name: &'static str,
-    /// Tasks that were spawned, ever.
-    pub spawned: u64,
-    /// Tasks that ended, ever, by outcome.
-    pub ended: [(Outcome, u64); 4],
-}
-
-impl TaskAccounts {
-    /// Reads the counts of every name used so far, sorted by name.
-    pub fn snapshot(&self) -> Vec<TaskStats> {
-        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.iter().map(|(name, counts)| counts.stats(name)).collect()
-    }
-
-    /// Shows a name, at zero, before its first task is spawned.
-    pub fn announce(&self, name: &'static str) {
-        self.of(name);
-    }
-
-    /// Wraps a task so that its spawn is counted now, and its end when it ends in whatever way.
-    fn count<F>(&self, name: &'static str, task: F) -> impl Future<Output = Result<(), TaskError>> + Send + use<F>
-    where
-        F: Future<Output = Result<(), TaskError>> + Send + 'static,
-    {
-        let counts = self.of(name);
-        counts.spawned.fetch_add(1, Ordering::Relaxed);
-        counted(task, Ending { counts, outcome: None })
-    }
-
-    fn of(&self, name: &'static str) -> Arc<Counts> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(counts.entry(name).or_default())
-    }
-}
-
-async fn counted(task: impl Future<Output = Result<(), TaskError>>, mut ending: Ending) -> Result<(), TaskError> {
-    let result = task.await;
-    ending.outcome = Some(if result.is_ok() {
-        Outcome::Completed
-    } else {
-        Outcome::Failed
-    });
-    result
-}
-
-#[derive(Default)]
-struct Counts {
-    spawned: AtomicU64,
-    ended: [AtomicU64; Outcome::ALL.len()],
-}
-
-impl Counts {
-    fn stats(&self, name: &'static str) -> TaskStats {
-        // The ends first, so that they are never more than the spawns.
-        let ended = Outcome::ALL.map(|outcome| (outcome, self.ended[outcome as usize].load(Ordering::Acquire)));
-        let spawned = self.spawned.load(Ordering::Relaxed);
-        TaskStats { name, spawned, ended }
-    }
-}
-
-/// Counts the end of a task when the task is dropped; the outcome is unset when it did not return.
-struct Ending {
-    counts: Arc<Counts>,
-    outcome: Option<Outcome>,
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        let outcome = self.outcome.unwrap_or_else(|| {
-            if thread::panicking() {
-                Outcome::Panicked
-            } else {
-                Outcome::Cancelled
-            }
-        });
-        self.counts.ended[outcome as usize].fetch_add(1, Ordering::Release);
     }
 }
 

@@ -315,6 +315,11 @@ impl Tree {
 
     fn tell(&mut self, event: SupervisorEvent) {
         event.log(self.plan.name);
+        match event {
+            SupervisorEvent::Restarting { child, .. } => self.plan.accounts.count_restart(child),
+            SupervisorEvent::GaveUp { child } => self.plan.accounts.count_given_up(child),
+            _ => {}
+        }
         (self.plan.observer)(&event);
     }
 }
@@ -993,6 +998,21 @@ mod tests {
             told.is_sorted_by(|earlier, later| earlier > later),
             "in reverse: {told:?}; {context}"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn restarts_and_giving_up_are_counted_by_name() {
+        let accounts = TaskAccounts::default();
+        let tree = Supervisor::new("test", Strategy::OneForOne, BUDGET, accounts.clone())
+            .child(obedient("well", Duration::ZERO))
+            .child(failing("bad", 10));
+        run(tree, 600 * SECOND, None).await;
+        let counted = accounts.snapshot();
+        let counted: Vec<_> = counted
+            .iter()
+            .map(|task| (task.name, task.restarted, task.given_up))
+            .collect();
+        assert_eq!(counted, [("bad", u64::from(BUDGET.restarts), 1), ("well", 0, 0)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,7 +23,7 @@ mod letter;
 mod queue;
 mod state;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use tokio::sync::Notify;
 use tokio::task::coop;
@@ -34,17 +34,28 @@ use super::{
     Barrier, BoxFuture, Delivery, Publication, PublishError, QueueDepth, SettleError, Settlement, Settler, Subscribe,
     Subscription, Topic, Transport, TransportError, Version,
 };
+use crate::flow::{Lock, LockAccount};
 use consumer::{ConsumerId, Tag};
 use state::{Next, State, Taken};
+
+/// All of the embedded broker is behind one lock.
+pub static LOCK: LockAccount = LockAccount::new("embedded_broker");
 
 /// Replies that may wait in an inbox's subscription unsettled; more wait in its queue.
 const INBOX_PREFETCH: u16 = 256;
 
 /// An in-process broker. A clone is another handle to the same one; it lives as long as its last handle,
 /// subscription or delivery.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Memory {
-    state: Arc<Mutex<State>>,
+    state: Arc<Lock<State>>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        let state = Arc::new(Lock::new(&LOCK, State::default()));
+        Self { state }
+    }
 }
 
 impl Memory {
@@ -85,7 +96,7 @@ impl Memory {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic under the lock is a bug, but what was in the state is still the best there is.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Does something to the state as it is now, when all that is due has expired.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::hold::HoldReason;
 use crate::message::{FailureKind, JobId, JobResult, Order, Request, Status, Stream};
+use crate::supervise::SupervisorEvent;
 use crate::transport::{BrokerEvent, QueueDepth};
 
 /// Something that happened. `pool` is the only label that metrics may take from it.
@@ -240,6 +241,8 @@ pub enum Event {
     },
     /// The worker takes no more jobs.
     Draining,
+    /// A task of the worker itself was started, has ended, or failed.
+    Supervised(SupervisorEvent),
     /// The transport told something.
     Broker(BrokerEvent),
 }

@@ -25,8 +25,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::flow::{Lock, LockAccount};
 use crate::message::{Envelope, HeaderValue, header};
 use crate::transport::{Delivery, SettleError};
+
+/// Looked into for each delivery, each ack and each redelivery.
+pub(super) static LOCK: LockAccount = LockAccount::new("ledger");
 
 /// Past messages that are remembered. Each takes about a hundred bytes.
 const MOST: usize = 16_384;
@@ -136,9 +140,15 @@ impl Ledgers {
 }
 
 /// The messages that a pool of this worker has in hand, and those it had.
-#[derive(Default)]
 pub(super) struct Ledger {
-    state: Mutex<State>,
+    state: Lock<State>,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        let state = Lock::new(&LOCK, State::default());
+        Self { state }
+    }
 }
 
 #[derive(Default)]
@@ -258,7 +268,7 @@ impl Ledger {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -12,14 +12,18 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::Holds;
+use crate::flow::{Lock, LockAccount};
 use crate::message::{JobId, Order};
 use crate::transport::topology::ORDERS_KEPT;
+
+/// Each job is entered, and leaves at its end.
+pub(super) static LOCK: LockAccount = LockAccount::new("orders");
 
 /// Most cancelled jobs that are remembered: some 20 MB.
 const CANCELS_MAX: usize = 100_000;
@@ -31,7 +35,7 @@ const LABELS_MAX: usize = 1_000;
 pub struct Orders(Arc<Shared>);
 
 struct Shared {
-    book: Mutex<Book>,
+    book: Lock<Book>,
     holds: Holds,
     read: CancellationToken,
 }
@@ -57,7 +61,7 @@ impl Orders {
     #[must_use]
     pub fn unread(holds: Holds) -> Self {
         Self(Arc::new(Shared {
-            book: Mutex::default(),
+            book: Lock::new(&LOCK, Book::default()),
             holds,
             read: CancellationToken::new(),
         }))
@@ -144,7 +148,7 @@ impl Orders {
 
     fn book(&self) -> MutexGuard<'_, Book> {
         // A panic under the lock is a bug, but what was in the book is still the best there is.
-        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.book.lock()
     }
 }
 

@@ -5,11 +5,15 @@
 //! them, and for some time ([`Watch`]) none came. The session is rebuilt then.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::flow::{Lock, LockAccount};
+
+/// Beats for each delivery and each end of a job.
+pub(super) static LOCK: LockAccount = LockAccount::new("pulse");
 
 /// How a pool's queue and its consumer are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +42,7 @@ pub(super) struct Pulse {
     stall: Duration,
     in_hand: AtomicUsize,
     /// Since when nothing came, though something could have; `None` while there is no consumer.
-    quiet_since: Mutex<Option<Instant>>,
+    quiet_since: Lock<Option<Instant>>,
     stalled: Notify,
 }
 
@@ -48,7 +52,7 @@ impl Pulse {
             prefetch: prefetch.into(),
             stall,
             in_hand: AtomicUsize::new(0),
-            quiet_since: Mutex::new(None),
+            quiet_since: Lock::new(&LOCK, None),
             stalled: Notify::new(),
         }
     }
@@ -60,12 +64,12 @@ impl Pulse {
 
     /// There is a consumer, or a delivery came, or one was settled and made room for another.
     pub(super) fn beat(&self) {
-        *self.quiet_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.quiet_since.lock() = Some(Instant::now());
     }
 
     /// There is no consumer.
     pub(super) fn stop(&self) {
-        *self.quiet_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.quiet_since.lock() = None;
     }
 
     /// One more delivery is in hand, until what is returned is dropped.
@@ -77,7 +81,7 @@ impl Pulse {
     /// The queue has so many messages ready: has the session rebuilt if they should have come.
     pub(super) fn look(&self, ready: u32) {
         let has_room = self.in_hand.load(Ordering::Relaxed) < self.prefetch;
-        let quiet_since = *self.quiet_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let quiet_since = *self.quiet_since.lock();
         let is_quiet = quiet_since.is_some_and(|since| since.elapsed() >= self.stall);
         if ready > 0 && has_room && is_quiet {
             self.stalled.notify_one();
@@ -99,7 +103,7 @@ pub(super) struct InHand<'a>(&'a Pulse);
 impl Drop for InHand<'_> {
     fn drop(&mut self) {
         self.0.in_hand.fetch_sub(1, Ordering::Relaxed);
-        let mut quiet_since = self.0.quiet_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut quiet_since = self.0.quiet_since.lock();
         if quiet_since.is_some() {
             *quiet_since = Some(Instant::now());
         }

@@ -31,8 +31,12 @@ use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 
 use super::event::{Event, Observer};
 use super::parcel::Parcel;
+use crate::flow::LockAccount;
 use store::Store;
 pub(super) use store::{Entry, Left};
+
+/// Who finds the store taken waits for a disk, and then has its parcel written by whoever goes first.
+pub(super) static LOCK: LockAccount = LockAccount::new("outbox");
 
 /// How often it is said that the outbox cannot be written: a full disk must not fill the log.
 const REMIND: Duration = Duration::from_secs(600);
@@ -214,9 +218,18 @@ impl Spool {
 
     /// Uses the store on a thread that may block. The call is made to its end even if this future is dropped.
     async fn with_store<R: Send + 'static>(&self, work: impl FnOnce(&Shared, &mut Store) -> R + Send + 'static) -> R {
-        let mut store: OwnedMutexGuard<Store> = self.0.store.clone().lock_owned().await;
+        let mut store = self.store().await;
         let shared = self.0.clone();
         blocking(move || work(&shared, &mut store)).await
+    }
+
+    async fn store(&self) -> OwnedMutexGuard<Store> {
+        let store = self.0.store.clone();
+        if let Ok(free) = store.clone().try_lock_owned() {
+            return free;
+        }
+        let _wait = LOCK.wait();
+        store.lock_owned().await
     }
 
     fn pending(&self) -> std::sync::MutexGuard<'_, Vec<Pending>> {

@@ -5,7 +5,7 @@ use std::fs;
 
 use synthex::cli::exit::Exit;
 use synthex::flow::channel::Channels;
-use synthex::metrics::{Metrics, PoolInfo};
+use synthex::metrics::{Metrics, PoolInfo, Sources};
 use synthex::supervise::TaskAccounts;
 
 use super::root;
@@ -30,7 +30,13 @@ async fn every_metric_is_explained_and_every_explained_one_is_there() {
         slots: 1,
         prefetch: 1,
     };
-    let rendered = Metrics::new(&[pool], channels, tasks).unwrap().render();
+    let sources = Sources {
+        channels,
+        tasks,
+        locks: synthex::worker::LOCKS.to_vec(),
+        ..Sources::default()
+    };
+    let rendered = Metrics::new(&[pool], sources).unwrap().render();
     let shown: BTreeSet<&str> = rendered
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())

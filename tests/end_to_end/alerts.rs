@@ -75,3 +75,23 @@ fn every_alert_says_how_bad_it_is_and_has_a_paragraph() {
         assert_eq!(runbook, Some(&*anchor));
     }
 }
+
+#[test]
+fn every_metric_of_a_rule_is_one_that_is_explained_or_recorded() {
+    let operations = read("docs/operations.md");
+    let recorded = rules("recording.yml");
+    let recorded: BTreeSet<&str> = recorded.iter().filter_map(|rule| rule["record"].as_str()).collect();
+    let files = ["alerts.yml", "recording.yml"].map(rules);
+    for rule in files.iter().flatten() {
+        let expr = rule["expr"].as_str().expect("a rule has an expression");
+        for word in expr.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':') {
+            if word.starts_with("synthex:") {
+                assert!(recorded.contains(word), "nobody records {word}");
+            } else if word.starts_with("synthex_") || word.starts_with("process_") {
+                let family = ["_bucket", "_count"].iter().find_map(|end| word.strip_suffix(end));
+                let row = format!("| `{}`", family.unwrap_or(word));
+                assert!(operations.contains(&row), "docs/operations.md does not know {word}");
+            }
+        }
+    }
+}

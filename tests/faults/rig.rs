@@ -16,7 +16,7 @@ use synthex::events::Publisher;
 use synthex::executor::{CgroupChoice, SpawnerOptions, Spawners};
 use synthex::flow::channel::Channels;
 use synthex::message::{Envelope, JobId, JobResult, Properties, Status, WorkerState};
-use synthex::metrics::{Metrics, PoolInfo};
+use synthex::metrics::{Metrics, PoolInfo, Sources};
 use synthex::supervise::{Budget, Outcome, Shutdown, StopReport, Strategy, Supervisor, TaskAccounts};
 use synthex::transport::memory::Memory;
 use synthex::transport::topology::{Binding, Declare, Names, Queue, TIERS, Topology};
@@ -260,7 +260,12 @@ impl<T: Transport> Rig<T> {
             slots: pool.slots,
             prefetch: pool.prefetch,
         };
-        let metrics = Metrics::new(&[info], channels.clone(), tasks.clone()).expect("a runtime and a right table");
+        let sources = Sources {
+            channels: channels.clone(),
+            tasks: tasks.clone(),
+            ..Sources::default()
+        };
+        let metrics = Metrics::new(&[info], sources).expect("a runtime and a right table");
         let metrics_observer = Arc::new(metrics.clone());
         let publisher = audience.clone().map(|audience| {
             let open = [pool.name.clone()];

@@ -5,9 +5,8 @@ use std::os::fd::OwnedFd;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::super::PoolInfo;
+use super::super::{PoolInfo, Sources};
 use super::*;
-use crate::flow::channel::Channels;
 use crate::supervise::{TaskAccounts, TaskEnd, TaskGroup};
 use crate::worker::event::{Event, Observer};
 
@@ -32,7 +31,14 @@ impl Server {
             prefetch: 1,
         }];
         let tasks = TaskAccounts::default();
-        let metrics = Metrics::new(&pools, Channels::default(), tasks.clone()).unwrap();
+        let metrics = Metrics::new(
+            &pools,
+            Sources {
+                tasks: tasks.clone(),
+                ..Sources::default()
+            },
+        )
+        .unwrap();
         let health = Health::new(&pools);
         let shutdown = Shutdown::new();
         let addr = listener.borrow().local_addr().unwrap();
