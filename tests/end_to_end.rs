@@ -19,6 +19,8 @@ mod bench;
 mod compose;
 #[path = "end_to_end/control.rs"]
 mod control;
+#[path = "end_to_end/dashboards.rs"]
+mod dashboards;
 #[path = "end_to_end/dead.rs"]
 mod dead;
 #[path = "end_to_end/doctor.rs"]
@@ -61,3 +63,5 @@ mod stopping;
 mod submit;
 #[path = "end_to_end/top.rs"]
 mod top;
+#[path = "end_to_end/watched.rs"]
+mod watched;

@@ -1,11 +1,12 @@
 //! Alerts and recording rules: each is tried with `promtool`, explained, and about metrics that are there.
-//! `stack.rs` has a real Prometheus evaluate them.
+//! `watched.rs` has a real Prometheus evaluate them.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
 use crate::compose::{read, yaml};
+use crate::dashboards::dashboards;
 use crate::support::cli::Cli;
 
 /// The rules of a file, in its order.
@@ -73,6 +74,28 @@ fn every_alert_says_how_bad_it_is_and_has_a_paragraph() {
         let runbook = alert["annotations"]["runbook"].as_str();
         let anchor = format!("docs/alerts.md#{}", name(alert).to_lowercase());
         assert_eq!(runbook, Some(&*anchor));
+    }
+}
+
+#[test]
+fn what_a_paragraph_sends_to_is_in_a_dashboard() {
+    let dashboards = dashboards();
+    let mut titles = BTreeSet::new();
+    for (_, dashboard) in &dashboards {
+        let panels = dashboard["panels"].as_array().expect("it has panels");
+        titles.extend(
+            panels
+                .iter()
+                .chain([dashboard])
+                .filter_map(|titled| titled["title"].as_str()),
+        );
+    }
+    let page = read("docs/alerts.md");
+    let named: Vec<&str> = page.split('*').skip(1).step_by(2).collect();
+    assert!(named.len() > 5, "{named:?}");
+    for name in named {
+        let name = name.replace('\n', " ");
+        assert!(titles.contains(&*name), "no dashboard and no panel is called {name}");
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use boon::{Compiler, Schemas};
 use serde_json::{Value, json};
 
+use crate::dashboards::dashboards;
 use crate::support::cli::Cli;
 
 /// A file of the repository.
@@ -290,47 +291,12 @@ fn grafana_finds_its_datasource_and_dashboards() {
     assert!(seen.contains(&("deploy/grafana/provisioning", "/etc/grafana/provisioning")));
     let home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"].as_str();
     assert_eq!(home, Some(&*format!("{folder}/fleet.json")));
-    let fleet: Value = serde_json::from_str(&read("deploy/grafana/dashboards/fleet.json")).expect("it is JSON");
-    let variables = fleet["templating"]["list"].as_array().expect("it has variables");
-    assert_eq!(
-        variables[0]["current"]["value"], source["uid"],
-        "the source that is chosen at first"
-    );
-}
-
-#[test]
-fn dashboards_say_what_they_show_in_which_unit() {
-    let fleet: Value = serde_json::from_str(&read("deploy/grafana/dashboards/fleet.json")).expect("it is JSON");
-    assert_eq!(fleet["uid"], json!("synthex-fleet"));
-    assert!(
-        fleet["schemaVersion"].as_u64() >= Some(42),
-        "older ones are migrated at each load"
-    );
-    let panels = fleet["panels"].as_array().expect("it has panels");
-    let (mut ids, mut titles, mut taken) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    for panel in panels {
-        let title = panel["title"].as_str().expect("it has a title");
-        assert!(ids.insert(panel["id"].as_u64().expect("it has a number")), "{title}");
-        let place = |side: &str| panel["gridPos"][side].as_u64().expect("it has a place");
-        let (left, top) = (place("x"), place("y"));
-        assert!(left + place("w") <= 24, "{title} is beyond the edge");
-        for cell in (0..place("w")).flat_map(|x| (0..place("h")).map(move |y| (x, y))) {
-            assert!(taken.insert((left + cell.0, top + cell.1)), "{title} covers another");
-        }
-        if panel["type"] == "row" {
-            continue;
-        }
-        assert!(titles.insert(title), "{title} twice");
-        let description = panel["description"].as_str().unwrap_or_default();
-        assert!(
-            description.len() > 30 && description.ends_with('.'),
-            "{title} does not say what it shows"
+    for (name, dashboard) in dashboards() {
+        let first = &dashboard["templating"]["list"][0];
+        assert_eq!(
+            first["current"]["value"], source["uid"],
+            "{name}: the source that is chosen at first"
         );
-        assert!(
-            panel["fieldConfig"]["defaults"]["unit"].is_string(),
-            "{title} has no unit"
-        );
-        assert_eq!(panel["datasource"]["uid"], json!("${datasource}"), "{title}");
     }
 }
 

@@ -69,6 +69,16 @@ impl Prometheus {
         answer["activeTargets"].as_array().expect("they are a list").clone()
     }
 
+    /// The rules that it evaluates, with what came of it.
+    pub fn rules(&self) -> Vec<Value> {
+        let answer = self.ask("/api/v1/rules", &[]).expect("it answers about its rules");
+        let groups = answer["groups"].as_array().expect("they are in groups");
+        let rules = groups
+            .iter()
+            .flat_map(|group| group["rules"].as_array().expect("a group has rules"));
+        rules.cloned().collect()
+    }
+
     fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Value, String> {
         let parameters: Vec<String> = parameters
             .iter()
@@ -90,24 +100,14 @@ pub struct Target {
     legend: String,
 }
 
-/// All queries of a dashboard, with its variables filled in as Grafana does for "All".
+/// All queries of a dashboard's panels, with its variables filled in as Grafana does for "All".
 pub fn targets(dashboard: &Value, prometheus: &Prometheus) -> Vec<Target> {
-    let variables: Vec<(String, String)> = list(&dashboard["templating"]["list"])
-        .filter(|variable| variable["type"] == "query")
-        .map(|variable| (text(&variable["name"]), all_of(&variable["definition"], prometheus)))
-        .collect();
-    let filled = |query: String| {
-        let query = query.replace("$__rate_interval", RATE_INTERVAL);
-        let fill = |query: String, (name, values): &(String, String)| query.replace(&format!("${name}"), values);
-        let query = variables.iter().fold(query, fill);
-        assert!(!query.contains('$'), "a variable that nobody declares in {query}");
-        query
-    };
+    let variables = variables(dashboard, prometheus);
     let of_panel = |panel: &Value| {
         let name = text(&panel["title"]);
         let target = |target: &Value| Target {
             panel: name.clone(),
-            query: filled(text(&target["expr"])),
+            query: filled_in(text(&target["expr"]), &variables),
             legend: text(&target["legendFormat"]),
         };
         list(&panel["targets"]).map(target).collect::<Vec<_>>()
@@ -116,6 +116,32 @@ pub fn targets(dashboard: &Value, prometheus: &Prometheus) -> Vec<Target> {
         .filter(|panel| panel["type"] != "row")
         .flat_map(of_panel)
         .collect()
+}
+
+/// The queries of its annotations, in the same way. They may have no answer: nothing has happened then.
+pub fn annotations(dashboard: &Value, prometheus: &Prometheus) -> Vec<String> {
+    let variables = variables(dashboard, prometheus);
+    list(&dashboard["annotations"]["list"])
+        .map(|annotation| filled_in(text(&annotation["expr"]), &variables))
+        .collect()
+}
+
+/// The names and values of a dashboard's variables. One may ask with those before it.
+fn variables(dashboard: &Value, prometheus: &Prometheus) -> Vec<(String, String)> {
+    let mut variables = Vec::new();
+    for variable in list(&dashboard["templating"]["list"]).filter(|variable| variable["type"] == "query") {
+        let definition = filled_in(text(&variable["definition"]), &variables);
+        variables.push((text(&variable["name"]), all_of(&definition, prometheus)));
+    }
+    variables
+}
+
+fn filled_in(query: String, variables: &[(String, String)]) -> String {
+    let query = query.replace("$__rate_interval", RATE_INTERVAL);
+    let fill = |query: String, (name, values): &(String, String)| query.replace(&format!("${name}"), values);
+    let query = variables.iter().fold(query, fill);
+    assert!(!query.contains('$'), "a variable that nobody declares in {query}");
+    query
 }
 
 impl Target {
@@ -143,8 +169,7 @@ impl Target {
 }
 
 /// `(a|b)`, the values of a variable as Grafana writes all of them into a regular expression.
-fn all_of(definition: &Value, prometheus: &Prometheus) -> String {
-    let definition = text(definition);
+fn all_of(definition: &str, prometheus: &Prometheus) -> String {
     let inner = definition
         .strip_prefix("label_values(")
         .and_then(|rest| rest.strip_suffix(')'))
@@ -178,7 +203,8 @@ pub fn get(address: &str, path: &str, user: Option<(&str, &str)>) -> (u16, Strin
     (status.expect("an HTTP answer has a status"), body.to_owned())
 }
 
-fn value(series: &Value) -> Option<f64> {
+/// The value of a series of an answer.
+pub fn value(series: &Value) -> Option<f64> {
     series["value"][1].as_str()?.parse().ok()
 }
 

@@ -2,35 +2,33 @@
 //! plugins, users and rights that `compose.yaml` gives it, the worker its arguments, Prometheus its jobs.
 //!
 //! What differs is where things are: ports and paths of the containers are replaced by those of the test. Not
-//! run here, for want of an engine: the images, and Grafana.
+//! run here, for want of an engine: the images, and Grafana. What Prometheus sees of it is `watched.rs`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::bench::{PATIENCE, Worker, block_on};
+use crate::bench::{Worker, block_on};
 use crate::compose::{read, root, words, yaml};
-use crate::prometheus::{Prometheus, get, targets};
+use crate::prometheus::get;
 use crate::support::broker::{Broker, Setup};
 use crate::support::cli::{Cli, Finished};
-use crate::support::process::wait_until;
 
 /// Where the broker's container has its definitions.
 const DEFINITIONS: &str = "/etc/rabbitmq/definitions.d";
 
 /// The broker of `compose.yaml`, and who may use it.
-struct Stack {
+pub struct Stack {
     compose: Value,
-    broker: Broker,
+    pub broker: Broker,
     folder: TempDir,
 }
 
 impl Stack {
     /// Makes secrets, starts the broker with them and declares what the service `topology` does.
-    fn start() -> Self {
+    pub fn start() -> Self {
         let folder = tempfile::tempdir().expect("the temporary folder can be written");
         let secrets = folder.path().join("secrets");
         Cli::program(root("deploy/make-secrets"), [&secrets])
@@ -63,7 +61,7 @@ impl Stack {
     }
 
     /// The address that a role has in a file of `deploy/secrets`, but for host and port, as a file.
-    fn address(&self, file: &str) -> PathBuf {
+    pub fn address(&self, file: &str) -> PathBuf {
         let url = fs::read_to_string(self.folder.path().join("secrets").join(file)).expect("make-secrets made it");
         let (login, rest) = url.split_once('@').expect("it has a password");
         let (host, vhost) = rest.split_once('/').expect("it has a virtual host");
@@ -111,12 +109,12 @@ impl Stack {
             .env("PATH", format!("{folder}:/usr/bin:/bin"))
     }
 
-    fn declare(&self) {
+    pub fn declare(&self) {
         self.service("topology", None).run().expect_code(0);
     }
 
     /// The worker, with its metrics on a port that is free.
-    fn worker(&self) -> Worker {
+    pub fn worker(&self) -> Worker {
         let running = self.service("worker", None).env("SYNTHEX_METRICS_ADDR", "127.0.0.1:0");
         Worker::ready(running.spawn(), 1)
     }
@@ -128,7 +126,7 @@ impl Stack {
     }
 
     /// Submits a script and waits for its end.
-    fn submit(&self, args: &[&str], script: &str) -> Finished {
+    pub fn submit(&self, args: &[&str], script: &str) -> Finished {
         let all = [&["submit", "--wait"], args, &["--", "sh", "-c", script]].concat();
         self.run_as("producer.local.url", &all)
     }
@@ -262,78 +260,4 @@ fn no_role_may_do_more(stack: &Stack) {
         "who looks gives no jobs: {}",
         looks.stderr
     );
-}
-
-/// What Prometheus of `compose.yaml` reads, but often and from here.
-fn prometheus_config(worker: &str, broker: &str) -> Value {
-    let mut config = yaml("deploy/prometheus/prometheus.yml");
-    config["global"] = json!({"scrape_interval": "1s", "scrape_timeout": "1s"});
-    let jobs = config["scrape_configs"].as_array_mut().expect("it has jobs");
-    jobs.retain(|job| job["job_name"] != "prometheus");
-    for job in jobs {
-        let address = match job["job_name"].as_str() {
-            Some("synthex") => worker,
-            Some("rabbitmq" | "rabbitmq-queues") => broker,
-            other => panic!("nobody knows where {other:?} is"),
-        };
-        let job = job.as_object_mut().expect("it is a map");
-        job.remove("dns_sd_configs");
-        job.insert("static_configs".into(), json!([{"targets": [address]}]));
-    }
-    config
-}
-
-#[test]
-fn private_broker_every_panel_of_the_dashboard_shows_something() {
-    let stack = Stack::start();
-    stack.declare();
-    let worker = stack.worker();
-    let broker = format!("127.0.0.1:{}", stack.broker.metrics_port());
-    let prometheus = Prometheus::start(&prometheus_config(worker.address(), &broker));
-    // A rate is seen from the second look on, so that all is looked at before anything happens.
-    wait_until(PATIENCE, "everything was scraped", || {
-        let targets = prometheus.targets();
-        targets.len() == 3 && targets.iter().all(|target| target["health"] == "up")
-    });
-    stack.submit(&[], "echo hello").expect_code(0);
-    stack
-        .submit(&["--max-attempts", "2"], "[ $SYNTHEX_ATTEMPT = 2 ]")
-        .expect_code(0);
-    stack.submit(&["--timeout", "100ms"], "sleep 60").expect_code(124);
-    stack.submit(&["--max-attempts", "2"], "exit 3").expect_code(3);
-    let finished = "sum(synthex_jobs_finished_total)";
-    wait_until(PATIENCE, "Prometheus has seen six ends", || {
-        prometheus.value(finished) == Some(6.0)
-    });
-
-    let fleet: Value = serde_json::from_str(&read("deploy/grafana/dashboards/fleet.json")).expect("it is JSON");
-    let queries = targets(&fleet, &prometheus);
-    assert!(queries.len() > 40, "only {} queries", queries.len());
-    // The broker tells the sizes of its queues every five seconds.
-    let (begun, mut problems) = (Instant::now(), Vec::new());
-    wait_until(
-        PATIENCE * 2,
-        "all panels show something, or too much time has passed",
-        || {
-            problems = queries.iter().filter_map(|query| query.problem(&prometheus)).collect();
-            problems.is_empty() || begun.elapsed() > PATIENCE
-        },
-    );
-    assert!(problems.is_empty(), "{problems:#?}");
-
-    // What is shown is right, where it is known, and has no series of private queues.
-    let of_queues = |query: &str| prometheus.value(query);
-    let kept = r#"sum(rabbitmq_detailed_queue_messages{queue="synthex.dead"})"#;
-    wait_until(PATIENCE, "the dead letter is counted", || of_queues(kept) == Some(1.0));
-    assert_eq!(
-        of_queues(r#"sum(synthex_jobs_finished_total{status="timed_out"})"#),
-        Some(1.0)
-    );
-    assert_eq!(
-        of_queues(r#"sum(rabbitmq_detailed_queue_consumers{queue="synthex.jobs.default"})"#),
-        Some(1.0)
-    );
-    let private = prometheus.query(r#"{__name__=~"rabbitmq_detailed_.+", queue=~"amq[.]gen.+"}"#);
-    assert_eq!(private, Ok(Vec::new()), "they come and go for ever");
-    worker.stop();
 }

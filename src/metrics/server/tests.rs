@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::{PoolInfo, Sources};
 use super::*;
-use crate::supervise::{TaskAccounts, TaskEnd, TaskGroup};
+use crate::supervise::{Outcome, SupervisorEvent, TaskAccounts, TaskEnd, TaskGroup};
 use crate::worker::event::{Event, Observer};
 
 /// A server that runs.
@@ -156,6 +156,26 @@ async fn it_is_ready_from_the_first_consumer_to_the_drain() {
     // Still alive, and still to be scraped.
     assert_eq!(server.get("/healthz").await.status, 200);
     assert_eq!(server.get("/metrics").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_task_that_failed_is_seen_while_it_is_down_and_after() {
+    let server = Server::start().await;
+    server.health.on(&consuming());
+    let child = "intake";
+    let tell = |event| server.health.on(&Event::Supervised(event));
+    tell(SupervisorEvent::Faulted {
+        child,
+        outcome: Outcome::Failed,
+        error: "no port".into(),
+    });
+    let delay = Duration::from_millis(100);
+    tell(SupervisorEvent::Restarting { child, delay });
+    let down = "task intake: failed and is started again: no port\n";
+    server.get("/readyz").await.expect(503, down);
+    tell(SupervisorEvent::Started { child });
+    let remark = "ready\ntask intake: restarts: 1, the last after: no port\n";
+    server.get("/readyz").await.expect(200, remark);
 }
 
 #[tokio::test]
