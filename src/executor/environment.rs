@@ -8,8 +8,9 @@ use std::sync::{Arc, OnceLock};
 use super::NotStarted;
 use super::request::block;
 
-/// Variables by name that many commands get, kept once, and once as the kernel wants them.
-#[derive(Clone, Debug, Default)]
+/// Variables by name that many commands get, kept once, and once as the kernel wants them. They hold secrets, so there is
+/// no `Debug`.
+#[derive(Clone, Default)]
 pub struct Variables {
     by_name: BTreeMap<String, String>,
     /// As [`encode`] has them, from the first time that they are asked for; `None` if it refuses them.
