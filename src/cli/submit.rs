@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
@@ -36,18 +36,19 @@ const OUTPUT_COMES: Duration = Duration::from_secs(2);
 /// operator ended.
 #[derive(Args)]
 #[command(override_usage = "synthex submit [OPTIONS] -- <CMD>...\n       synthex submit [OPTIONS] < JOB.json")]
+#[command(group = ArgGroup::new("waiting").multiple(true))]
 pub(super) struct SubmitArgs {
     /// The pool that is to run it
     #[arg(long, value_name = "POOL", default_value = "default")]
     pool: String,
     /// Wait for the result
-    #[arg(long)]
+    #[arg(long, group = "waiting")]
     wait: bool,
     /// Wait as with --wait, and print the output as it is written (`output.live`)
-    #[arg(long)]
+    #[arg(long, group = "waiting")]
     follow: bool,
     /// Give up waiting after this time, exit code 75; the job goes on
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", requires = "waiting")]
     wait_timeout: Option<Span>,
     /// Print the result, or without --wait what was published, as one JSON object; with --follow, after the output as
     /// events
@@ -82,29 +83,16 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
         pool: args.pool,
         priority: args.priority,
         patience: args.connect.patience(&args.broker)?,
+        limit: args.wait_timeout,
         json: args.json,
     };
-    if args.follow {
+    let exit = if args.follow {
         job.output.get_or_insert_default().live = Some(true);
-    }
-    let waiting = async {
-        if args.follow {
-            client.submit_and_follow(&job, &id).await
-        } else {
-            client.submit_and_wait(&job, &id).await
-        }
-    };
-    let exit = match (args.wait || args.follow, args.wait_timeout) {
-        (false, Some(_)) => Err(Failure::new(
-            Exit::Usage,
-            "--wait-timeout needs --wait or --follow: nothing is waited for without",
-        )),
-        (false, None) => client.submit(&job, &id).await,
-        (true, None) => waiting.await,
-        (true, Some(limit)) => tokio::time::timeout(limit.get(), waiting).await.unwrap_or_else(|_| {
-            let message = format!("job {id} had no result within {limit}; it goes on");
-            Err(Failure::new(Exit::TimedOut, message))
-        }),
+        client.submit_and_follow(&job, &id).await
+    } else if args.wait {
+        client.submit_and_wait(&job, &id).await
+    } else {
+        client.submit(&job, &id).await
     };
     client.broker.close().await;
     exit
@@ -136,6 +124,8 @@ struct Client {
     pool: String,
     priority: Option<u8>,
     patience: Patience,
+    /// How long a result may take.
+    limit: Option<Span>,
     json: bool,
 }
 
@@ -156,7 +146,7 @@ impl Client {
     async fn submit_and_wait(&self, job: &Job, id: &JobId) -> Result<Exit, Failure> {
         let (reply_to, mut inbox) = self.patience.persist(async || self.broker.inbox().await).await?;
         self.publish(job, id, Some(reply_to)).await?;
-        let result = self.final_result(&mut inbox, id).await?;
+        let result = self.in_time(id, self.final_result(&mut inbox, id)).await?;
         if !self.json {
             let shown = local::show(&result).await;
             shown.map_err(|error| Failure::io("write the result", &error))?;
@@ -168,9 +158,20 @@ impl Client {
     async fn submit_and_follow(&self, job: &Job, id: &JobId) -> Result<Exit, Failure> {
         let topics = events::output_topics(&self.names, id);
         let overhear = async || self.broker.overhear(&topics, events::OVERHEARD_MAX).await;
-        let (_, mut overheard) = self.patience.persist(overhear).await?;
-        let (reply_to, mut inbox) = self.patience.persist(async || self.broker.inbox().await).await?;
+        let (_, overheard) = self.patience.persist(overhear).await?;
+        let (reply_to, inbox) = self.patience.persist(async || self.broker.inbox().await).await?;
         self.publish(job, id, Some(reply_to)).await?;
+        let result = self.in_time(id, self.follow(overheard, inbox, id)).await?;
+        self.conclude(&result).await
+    }
+
+    /// Prints what the job writes until it has its final result.
+    async fn follow(
+        &self,
+        mut overheard: impl Subscription,
+        mut inbox: impl Subscription,
+        id: &JobId,
+    ) -> Result<JobResult, Failure> {
         let mut follower = Follower::new(self.json);
         loop {
             let result = tokio::select! {
@@ -182,10 +183,19 @@ impl Client {
             };
             follower.catch_up(&mut overheard, &result).await?;
             if result.is_final {
-                return self.conclude(&result).await;
+                return Ok(result);
             }
             print::note(&format!("job {id} {}", local::describe(&result)));
         }
+    }
+
+    /// Waits for a result, no longer than is wanted.
+    async fn in_time<R>(&self, id: &JobId, waiting: impl Future<Output = Result<R, Failure>>) -> Result<R, Failure> {
+        let Some(limit) = self.limit else { return waiting.await };
+        tokio::time::timeout(limit.get(), waiting).await.unwrap_or_else(|_| {
+            let message = format!("job {id} had no result within {limit}; it goes on");
+            Err(Failure::new(Exit::TimedOut, message))
+        })
     }
 
     /// Publishes until confirmed or out of patience, always under the same id.

@@ -284,6 +284,7 @@ mod tests {
             is_final: true,
             duration: Duration::ZERO,
             error: None,
+            labels: BTreeMap::new(),
         });
     }
 

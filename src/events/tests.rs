@@ -79,6 +79,7 @@ impl Bench {
             version: "0".to_owned(),
             started_at: crate::message::now(),
             draining: false,
+            clock: None,
             pools: Vec::new(),
         };
         let child = self

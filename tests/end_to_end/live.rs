@@ -100,6 +100,33 @@ fn submit_follow_prints_what_is_written_while_it_is_written_and_exits_as_the_job
 }
 
 #[test]
+fn submit_follow_gives_up_in_time_as_wait_does() {
+    let (bench, _worker) = serving();
+    let play = Play::new(&bench, "play");
+    let script = play.script("echo first", "true");
+    let args = [
+        "submit",
+        "--follow",
+        "--wait-timeout",
+        "1s",
+        "--id",
+        &play.id,
+        "--",
+        "sh",
+        "-c",
+        &script,
+    ];
+    let ended = bench.synthex(&args).run().expect_code(75);
+    assert_eq!(ended.stdout, "first\n");
+    assert!(ended.stderr.contains("had no result within 1s"), "{}", ended.stderr);
+    play.go_on();
+    assert_has(
+        &bench.result().json(),
+        &json!({"job_id": play.id, "status": "succeeded"}),
+    );
+}
+
+#[test]
 fn submit_follow_has_events_and_then_the_result_as_json() {
     let (bench, _worker) = serving();
     let args = ["submit", "--follow", "--json", "--", "sh", "-c", "echo hi; exit 3"];
