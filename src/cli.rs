@@ -38,7 +38,7 @@ mod workers;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use futures_util::FutureExt;
 
 use crate::app::{self, CgroupChoice, Spawners, SpawnersError};
@@ -139,12 +139,9 @@ fn start_spawners(cgroup: CgroupChoice) -> Result<Spawners, Failure> {
 /// Reads the arguments, does what they say, and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match with_usage(Cli::command())
-        .try_get_matches()
-        .and_then(|found| Cli::from_arg_matches(&found))
-    {
+    let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&in_own_words(error)),
     };
     cli.logging.init(cli.command.usual_level());
     let exit = execute(cli.command).unwrap_or_else(|failure| {
@@ -154,11 +151,13 @@ pub fn main() -> ExitCode {
     exit.into()
 }
 
-/// Has every command show its own usage line in errors too. What clap would make for an error names those flags whose
-/// variables happen to be set, as if they were required.
-fn with_usage(mut program: clap::Command) -> clap::Command {
+/// The same error with the usage line that help has. The one that clap makes for an error names those flags whose
+/// variables happen to be set, as if they were required. It takes a tree of all commands to do, which nobody but an error
+/// has to pay for.
+fn in_own_words(error: clap::Error) -> clap::Error {
+    let mut program = Cli::command();
     program.build();
-    show_usage(program)
+    show_usage(program).try_get_matches().err().unwrap_or(error)
 }
 
 fn show_usage(mut command: clap::Command) -> clap::Command {

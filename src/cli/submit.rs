@@ -23,6 +23,8 @@ use crate::transport::{Delivery, Publication, QueueDepth, Routing, Subscription,
 const QUEUE_APPEARS: Duration = Duration::from_secs(3);
 /// Most bytes of a job that are read: far more than any pool takes by default, and less than any broker takes.
 const JOB_MAX: u64 = 16 << 20;
+/// What makes a job.
+const EITHER: &str = "a command after --, or a job as JSON on stdin; see `synthex submit --help`";
 
 /// How long output may come after its result.
 const OUTPUT_COMES: Duration = Duration::from_secs(2);
@@ -102,7 +104,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
 async fn job_on_stdin() -> Result<Job, Failure> {
     let usage = |message: String| Failure::new(Exit::Usage, message);
     if std::io::stdin().is_terminal() {
-        return Err(usage("give a command after --, or a job as JSON on stdin".to_owned()));
+        return Err(usage(format!("give {EITHER}")));
     }
     let mut text = Vec::new();
     let read = tokio::io::stdin().take(JOB_MAX + 1).read_to_end(&mut text).await;
@@ -111,9 +113,7 @@ async fn job_on_stdin() -> Result<Job, Failure> {
         return Err(usage(format!("stdin: expected a job of at most {JOB_MAX} bytes")));
     }
     if text.iter().all(u8::is_ascii_whitespace) {
-        return Err(usage(
-            "stdin is empty: give a command after --, or a job as JSON on stdin".to_owned(),
-        ));
+        return Err(usage(format!("stdin is empty: give {EITHER}")));
     }
     Job::decode(&text).map_err(|error| usage(format!("stdin is not a job: {error}; see `synthex schema job`")))
 }

@@ -198,7 +198,7 @@ fn wrong_usage_is_refused_and_named() {
         (&["frobnicate"], "'frobnicate'"),
         (&["run", "--frobnicate"], "'--frobnicate'"),
         (&["schema", "letter"], "job, result, control, event, pool"),
-        (&["submit"], "<CMD>"),
+        (&["submit"], "a command after --"),
         (&["submit", "--wait-timeout", "1s", "--", "true"], "--wait"),
         (&["submit", "--priority", "10", "--", "true"], "0..=9"),
         (&["cancel"], "<ID>"),

@@ -703,6 +703,7 @@ fn state() -> WorkerState {
         version: "0".into(),
         started_at: "2030-01-31T12:00:00Z".parse().expect("it is a time"),
         draining: false,
+        clock: None,
         pools: Vec::new(),
     }
 }
