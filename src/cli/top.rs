@@ -63,7 +63,8 @@ pub(super) struct TopArgs {
 }
 
 pub(super) async fn run(args: TopArgs) -> Result<Exit, Failure> {
-    if !args.once && !(io::stdout().is_terminal() && io::stdin().is_terminal()) {
+    let has_terminal = io::stdout().is_terminal() && io::stdin().is_terminal();
+    if !(args.once || has_terminal) {
         let message = "top needs a terminal; use --once, with --json for programs";
         return Err(Failure::new(Exit::Usage, message));
     }
