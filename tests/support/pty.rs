@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     os::fd::OwnedFd,
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     thread,
     time::Duration,
 };
@@ -78,16 +78,20 @@ impl Terminal {
         }
     }
 
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().expect("who writes does not panic")
+    }
+
     /// What is on the screen, line by line, without what trails.
     pub fn screen(&self) -> String {
-        let seen = self.seen.lock().unwrap();
+        let seen = self.seen();
         let lines: Vec<String> = seen.emulator.screen().rows(0, u16::MAX).collect();
         lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
     }
 
     /// All that was written to the terminal.
     pub fn written(&self) -> String {
-        String::from_utf8_lossy(&self.seen.lock().unwrap().bytes).into_owned()
+        String::from_utf8_lossy(&self.seen().bytes).into_owned()
     }
 
     /// Waits until the screen is as wanted, and gives it.
@@ -132,7 +136,7 @@ impl Terminal {
     /// Whether the terminal is as a shell wants it: lines, echo, the usual screen, and a cursor.
     pub fn is_restored(&self) -> bool {
         let modes = tcgetattr(&self.theirs).expect("it is there").local_modes;
-        let seen = self.seen.lock().unwrap();
+        let seen = self.seen();
         let screen = seen.emulator.screen();
         modes.contains(LocalModes::ICANON | LocalModes::ECHO) && !screen.alternate_screen() && !screen.hide_cursor()
     }
@@ -150,7 +154,7 @@ fn watch(mut ours: File, seen: Arc<Mutex<Seen>>) {
     thread::spawn(move || {
         let mut buffer = [0; 16 * 1024];
         while let Ok(count @ 1..) = ours.read(&mut buffer) {
-            let mut seen = seen.lock().unwrap();
+            let mut seen = seen.lock().expect("who looks does not panic");
             seen.emulator.process(&buffer[..count]);
             seen.bytes.extend(&buffer[..count]);
         }
