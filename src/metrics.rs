@@ -268,22 +268,6 @@ mod tests {
         assert!(each <= 80, "{each} a pool");
     }
 
-    #[tokio::test]
-    async fn tmp_time_of_a_scrape() {
-        let pool = |number: usize| PoolInfo {
-            name: format!("pool-{number}").into(),
-            slots: 1,
-            prefetch: 1,
-        };
-        let pools: Vec<PoolInfo> = (0..50).map(pool).collect();
-        let metrics = Metrics::new(&pools, Sources::default()).unwrap();
-        for _ in 0..5 {
-            let begun = std::time::Instant::now();
-            let bytes = metrics.render().len();
-            eprintln!("TMP {bytes} bytes in {:?}", begun.elapsed());
-        }
-    }
-
     /// Whoever counts, or makes a channel or a task, while a scrape is under way, does not wait for its end.
     #[tokio::test]
     async fn a_scrape_holds_no_lock_while_others_are_asked() {
