@@ -670,7 +670,7 @@ fn good_control_messages_are_accepted_by_schema_and_type_and_come_back_unchanged
         }
         seen += 1;
     }
-    assert_eq!(seen, 14, "each order, request and reply, and one of a later version");
+    assert_eq!(seen, 16, "each order, request and reply, and one of a later version");
 }
 
 #[test]
