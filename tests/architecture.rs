@@ -69,13 +69,14 @@ const MAY_USE: [(&str, &[&str]); 13] = [
 ];
 
 /// Packages that have one home, and it.
-const HOMES: [(&str, &str); 11] = [
+const HOMES: [(&str, &str); 12] = [
     ("lapin", "src/transport/amqp"),
     ("deadpool", "src/transport/amqp"),
     ("async_rs", "src/transport/amqp/socket.rs"),
     ("tokio_rustls", "src/transport/amqp/tls"),
     ("backoff", "src/flow/retry.rs"),
     ("tokio_metrics", "src/supervise/accounts.rs"),
+    ("governor", "src/flow/rate.rs"),
     ("prometheus", "src/metrics"),
     ("clap", "src/cli"),
     ("crossterm", "src/cli/top"),
