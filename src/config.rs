@@ -8,7 +8,7 @@
 //!
 //! - `file` is a pool file as serde and the schema see it; `keys` is the same for people: what belongs where.
 //! - `document` takes a text apart into settings; `check` judges one setting alone.
-//! - `allow` is what a restricted pool runs.
+//! - `allow` is what a restricted pool runs; `rate` is how often jobs are started.
 //! - `account` finds the numbers of the user and the group that commands run as.
 //! - `draft` lays defaults, file and flags over each other, judges what belongs together, and makes the [`Pool`].
 //!
@@ -24,6 +24,7 @@ mod document;
 mod draft;
 mod file;
 mod keys;
+mod rate;
 mod schema;
 
 use std::fmt;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::executor::{Leftovers, Rights, Variables};
+use crate::flow::rate::Rate;
 use crate::flow::retry::Schedule;
 use crate::message::{Limits, SignalName, Status};
 use crate::transport::topology::Declare;
@@ -40,6 +42,7 @@ use draft::Draft;
 
 pub use allow::Allowed;
 pub use file::PoolFile;
+pub use rate::ProgramRates;
 pub use schema::schema;
 
 /// The commented reference of all keys, which is also where all defaults come from.
@@ -96,6 +99,12 @@ pub struct Pool {
     pub limits: Limits,
     /// What is kept of output.
     pub output: Output,
+    /// How often jobs are started; `None`: as often as slots are free.
+    pub rate: Option<Rate>,
+    /// The same for single programs.
+    pub program_rates: ProgramRates,
+    /// What becomes of jobs whose command cannot be started here.
+    pub breaker: Breaker,
 }
 
 /// When a job runs again after a failure that may pass.
@@ -120,6 +129,17 @@ pub struct Output {
     pub max_bytes: u64,
     /// Whether it is published while the command runs.
     pub live: bool,
+}
+
+/// When jobs whose command cannot be started are put off, and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breaker {
+    /// Starts of the same command that fail in a row, from 1, after which its jobs are put off.
+    pub failures: u32,
+    /// How long they are, until one of them is tried.
+    pub delay: Duration,
+    /// How often a job is, from 1, until it gets its result all the same.
+    pub put_offs: u32,
 }
 
 /// What flags say over any pool file.

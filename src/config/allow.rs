@@ -213,12 +213,12 @@ impl PartialEq for Pattern {
     }
 }
 
-fn is_wild(c: char) -> bool {
+pub(super) fn is_wild(c: char) -> bool {
     c == '*' || c == '?'
 }
 
 /// Makes the expression of the paths that a glob covers.
-fn program(glob: &str) -> Regex {
+pub(super) fn program(glob: &str) -> Regex {
     let escaped = regex::escape(glob).replace(r"\*", "[^/]*").replace(r"\?", "[^/]");
     Regex::new(&format!(r"\A(?s:{escaped})\z")).expect("an escaped text is a valid expression")
 }

@@ -11,6 +11,7 @@ use toml::{Table, Value};
 use super::allow::{Allowed, GLOB, Wrong};
 use super::file::{MAX_SLOTS, PoolFile};
 use super::keys::{self, ENV, Key, KeyPath, TABLE};
+use super::rate;
 use crate::message::Job;
 use crate::message::units::quoted;
 
@@ -54,6 +55,7 @@ pub(super) fn check(path: &KeyPath, value: &Value) -> Result<(), Problem> {
         return Err(wrong_type(key, path, value, Some(index)));
     }
     check_rules(key, path, value, &file)?;
+    check_program(path, &file)?;
     check_as_job(path, file)
 }
 
@@ -178,6 +180,18 @@ fn check_rules(key: &Key, path: &KeyPath, value: &Value, file: &PoolFile) -> Res
     })
 }
 
+/// Checks the name of a program that has a rate of its own.
+fn check_program(path: &KeyPath, file: &PoolFile) -> Result<(), Problem> {
+    let mut programs = file.program_rates.iter().flat_map(|rates| rates.keys());
+    if programs.all(|program| rate::is_program(program)) {
+        return Ok(());
+    }
+    Err(Problem {
+        key: path.to_string(),
+        message: format!("expected as its name {}, got {}", rate::PROGRAM, quoted(&path.name)),
+    })
+}
+
 /// A dot would split the routing key of results, `<pool>.<status>`.
 fn is_pool_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
@@ -264,6 +278,9 @@ mod tests {
             ("retry.multiplier", "0.5", "1"),
             ("retry.multiplier", "inf", "1.5"),
             ("limits.processes", "0", "1"),
+            ("rate.burst", "0", "1"),
+            ("breaker.failures", "0", "1"),
+            ("breaker.put_offs", "4294967296", "4294967295"),
         ] {
             let expected = keys::find(&KeyPath::of(key)).map(|key| key.expected).unwrap();
             assert_eq!(verdict(key, bad), format!("{key}: expected {expected}, got {bad}"));
@@ -369,6 +386,18 @@ mod tests {
             verdict("leftovers", r#""spare""#),
             r#"leftovers: expected "kill" or "allow", got "spare""#
         );
+    }
+
+    #[test]
+    fn a_rate_is_of_a_program_that_there_could_be() {
+        assert_eq!(verdict("rate.jobs", r#""100/s""#), "fine");
+        assert_eq!(
+            verdict("rate.jobs", r#""100/d""#),
+            r#"rate.jobs: expected a rate such as "100/s", got "100/d""#
+        );
+        assert_eq!(verdict("program_rates./usr/bin/*", r#""5/m""#), "fine");
+        let program = verdict("program_rates./opt/**", r#""5/m""#);
+        assert!(program.ends_with(r#"of one part, got "/opt/**""#), "{program}");
     }
 
     #[test]

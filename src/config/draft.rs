@@ -14,10 +14,12 @@ use super::account::{Accounts, Machine, Wanted, resolve};
 use super::allow::Allowed;
 use super::check::{Problem, assemble, check, read, read_umask};
 use super::document::{self, Document, Fault};
-use super::file::{MAX_SLOTS, PoolFile};
+use super::file::{BreakerKeys, MAX_SLOTS, PoolFile, RateKeys};
 use super::keys::{ALLOW, ENV, KEYS, KeyPath};
-use super::{ConfigError, ConfigErrors, DEFAULT_POOL, Loaded, Origin, Output, Overrides, Pool, Retry, Value};
+use super::rate::ProgramRates;
+use super::{Breaker, ConfigError, ConfigErrors, DEFAULT_POOL, Loaded, Origin, Output, Overrides, Pool, Retry, Value};
 use crate::executor::{Rights, UserIds};
+use crate::flow::rate::Rate;
 use crate::flow::retry::Schedule;
 use crate::message::{OutputPolicy, RetryPolicy, Span};
 
@@ -137,6 +139,7 @@ impl Draft {
             self.check_order();
             self.check_writable();
             self.check_restricted();
+            self.check_burst();
         }
     }
 
@@ -222,6 +225,19 @@ impl Draft {
         };
         let (key, message) = (key.to_owned(), message.to_owned());
         self.refuse(self.source.clone(), Problem { key, message });
+    }
+
+    /// A burst alone limits nothing.
+    fn check_burst(&mut self) {
+        let is_set = |key| self.settings.contains_key(&KeyPath::of(key));
+        let is_refused = self.errors.iter().any(|error| error.key == "rate.jobs");
+        if is_set("rate.burst") && !is_set("rate.jobs") && !is_refused {
+            let problem = Problem {
+                key: "rate.burst".to_owned(),
+                message: "expected rate.jobs beside it, of which it is the burst, got none".to_owned(),
+            };
+            self.refuse(self.source.clone(), problem);
+        }
     }
 
     /// Returns the pool's name, unless it is unknown whether that is the one the file gives.
@@ -368,6 +384,9 @@ fn pool(file: PoolFile, user: Option<UserIds>) -> Option<Pool> {
         retry: retry(file.retry?, file.dead_letter_exit_codes)?,
         limits: file.limits.unwrap_or_default(),
         output: output(file.output?)?,
+        rate: rate(&file.rate.unwrap_or_default()),
+        program_rates: ProgramRates::new(&file.program_rates.unwrap_or_default()),
+        breaker: breaker(&file.breaker?)?,
     })
 }
 
@@ -403,6 +422,18 @@ fn output(policy: OutputPolicy) -> Option<Output> {
     Some(Output {
         max_bytes: policy.max_bytes?.get(),
         live: policy.live?,
+    })
+}
+
+fn rate(keys: &RateKeys) -> Option<Rate> {
+    Some(keys.jobs?.with_burst(keys.burst))
+}
+
+fn breaker(keys: &BreakerKeys) -> Option<Breaker> {
+    Some(Breaker {
+        failures: keys.failures?.get(),
+        delay: keys.delay?.get(),
+        put_offs: keys.put_offs?.get(),
     })
 }
 
@@ -489,6 +520,15 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_is_of_a_rate() {
+        assert_eq!(
+            errors_of(0, "rate.burst = 5\n"),
+            ["x.toml: rate.burst: expected rate.jobs beside it, of which it is the burst, got none"]
+        );
+        assert_eq!(errors_of(0, "rate = { jobs = '0/s', burst = 5 }\n").len(), 1);
+    }
+
+    #[test]
     fn rules_for_writing_need_commands_that_gain_no_rights() {
         assert_eq!(
             errors_of(0, "writable = ['/srv']\nno_new_privs = false\n"),
@@ -546,7 +586,12 @@ mod tests {
         });
         let text = uncommented.collect::<Vec<_>>().join("\n");
         let loaded = finished(text.as_bytes()).unwrap();
-        assert_eq!(loaded.values.len(), KEYS.len(), "all keys, of env two, of allow none");
+        let more = KEYS.len() - 1;
+        assert_eq!(
+            loaded.values.len(),
+            more,
+            "all keys, of env two, of allow and program_rates none"
+        );
     }
 
     /// What is expected of a file is that it loads or that its errors say something, whatever it holds.

@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::rate::{self, Frequency};
 use crate::executor::Leftovers;
 use crate::message::{ByteSize, Limits, OutputPolicy, RetryPolicy, SignalName, Span};
 use crate::transport::topology::Declare;
@@ -119,6 +120,47 @@ pub struct PoolFile {
     pub limits: Option<Limits>,
     /// What is kept and published of a command's output.
     pub output: Option<OutputPolicy>,
+    /// How often jobs are started.
+    pub rate: Option<RateKeys>,
+    /// How often commands of single programs are started: by a program as jobs name it, in which `*` and `?` stand for
+    /// characters of one part, a rate, which each program that it covers has for itself; of several, the name, else the
+    /// longest. As many start at once as in a period. Default: no limit.
+    #[schemars(
+        with = "Option<BTreeMap<String, String>>",
+        inner(regex(pattern = rate::PATTERN)),
+        extend("propertyNames" = { "pattern": r"^[^\x00]+$" })
+    )]
+    pub program_rates: Option<BTreeMap<String, Frequency>>,
+    /// When jobs whose command cannot be started here are put off instead of being ended as `not_started`.
+    pub breaker: Option<BreakerKeys>,
+}
+
+/// How often the jobs of a pool are started on one worker. Those that wait have no slot.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Rate")]
+pub struct RateKeys {
+    /// So many a second, minute or hour, such as `"100/s"`. Default: no limit.
+    #[schemars(with = "Option<String>", regex(pattern = rate::PATTERN))]
+    pub jobs: Option<Frequency>,
+    /// So many at once, after a time with fewer. Needs `jobs`. Default: as many as in a period.
+    #[schemars(range(min = 1, max = u32::MAX))]
+    pub burst: Option<NonZeroU32>,
+}
+
+/// When jobs whose command cannot be started here are put off: they go back through a delay queue, for any worker.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Breaker")]
+pub struct BreakerKeys {
+    /// After so many starts of the same command that fail in a row.
+    #[schemars(range(min = 1, max = u32::MAX))]
+    pub failures: Option<NonZeroU32>,
+    /// For so long; then one of them is tried.
+    pub delay: Option<Span>,
+    /// At most so often each; then it gets its result.
+    #[schemars(range(min = 1, max = u32::MAX))]
+    pub put_offs: Option<NonZeroU32>,
 }
 
 /// Describes the first word of a command.

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::allow;
+use super::{allow, rate};
 
 /// A key as it stands in a file: a name, in a section or above all of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,8 +28,19 @@ pub(super) struct Key {
 pub(super) const ENV: &str = "env";
 /// The section whose keys are programs.
 pub(super) const ALLOW: &str = "allow";
+/// The section whose keys are programs with a rate of their own.
+pub(super) const PROGRAM_RATES: &str = "program_rates";
 /// The tables of a pool file.
-pub(super) const SECTIONS: [&str; 5] = [ENV, ALLOW, "retry", "limits", "output"];
+pub(super) const SECTIONS: [&str; 8] = [
+    ENV,
+    ALLOW,
+    "retry",
+    "limits",
+    "output",
+    "rate",
+    PROGRAM_RATES,
+    "breaker",
+];
 /// What belongs at a section's name.
 pub(super) const TABLE: &str = "a table";
 
@@ -44,7 +55,7 @@ const STATUS: &str = "one of succeeded, failed, signaled, timed_out, out_of_memo
                       rejected, lost";
 
 /// All keys, in the order of `workers/default.toml`.
-pub(super) const KEYS: [Key; 40] = [
+pub(super) const KEYS: [Key; 46] = [
     value("pool", r#"1 to 64 letters, digits, "_" and "-" of ASCII"#),
     value("slots", "a whole number from 1 to 10000"),
     value("prefetch", "a whole number from 1 to 65535"),
@@ -93,6 +104,12 @@ pub(super) const KEYS: [Key; 40] = [
     value("limits.cpu_time", DURATION),
     value("output.max_bytes", SIZE),
     value("output.live", BOOL),
+    value("rate.jobs", rate::RATE),
+    value("rate.burst", FROM_ONE_U32),
+    value("program_rates.*", rate::RATE),
+    value("breaker.failures", FROM_ONE_U32),
+    value("breaker.delay", DURATION),
+    value("breaker.put_offs", FROM_ONE_U32),
 ];
 
 const fn value(path: &'static str, expected: &'static str) -> Key {
@@ -266,7 +283,7 @@ mod tests {
             "{top}"
         );
         assert!(
-            top.ends_with(", no_new_privs, writable, env, allow, retry, limits, output"),
+            top.ends_with(", writable, env, allow, retry, limits, output, rate, program_rates, breaker"),
             "{top}"
         );
     }

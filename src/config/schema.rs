@@ -7,7 +7,7 @@ use schemars::transform::transform_subschemas;
 use serde_json::Value;
 use toml::Table;
 
-use super::keys::{ALLOW, ENV};
+use super::keys::{ALLOW, ENV, PROGRAM_RATES};
 use super::{DEFAULT_POOL, PoolFile};
 use crate::message::schema::without_null;
 
@@ -28,7 +28,7 @@ pub fn schema() -> Value {
         .expect("workers/default.toml is compiled in, and tested");
     for (name, value) in defaults {
         match value {
-            toml::Value::Table(section) if ![ENV, ALLOW].contains(&&*name) => {
+            toml::Value::Table(section) if ![ENV, ALLOW, PROGRAM_RATES].contains(&&*name) => {
                 let properties = section_properties(&schema, &name);
                 section
                     .into_iter()
@@ -84,7 +84,7 @@ mod tests {
                 .collect()
         };
         let keys = names(&schema["properties"]).into_iter().flat_map(|name| match &**name {
-            ENV | ALLOW => vec![format!("{name}.*")],
+            ENV | ALLOW | PROGRAM_RATES => vec![format!("{name}.*")],
             section if SECTIONS.contains(&section) => in_section(name),
             _ => vec![name.clone()],
         });

@@ -264,6 +264,24 @@ fn the_limits_and_the_output_of_a_file_reach_the_pool() {
 }
 
 #[test]
+fn the_rates_and_the_breaker_of_a_file_reach_the_pool() {
+    let pool = render();
+    let rate = |count: u32, per, burst: u32| Rate {
+        count: count.try_into().unwrap(),
+        per: seconds(per),
+        burst: burst.try_into().unwrap(),
+    };
+    assert_eq!(pool.rate, Some(rate(100, 1, 20)));
+    assert_eq!(pool.program_rates.of("/usr/bin/convert"), Some(rate(5, 60, 5)));
+    let breaker = Breaker {
+        failures: 3,
+        delay: seconds(60),
+        put_offs: 7,
+    };
+    assert_eq!(pool.breaker, breaker);
+}
+
+#[test]
 fn the_retry_of_a_file_reaches_the_pool() {
     let expected = Retry {
         max_attempts: NonZeroU32::new(3).unwrap(),
@@ -365,19 +383,19 @@ fn values_come_in_the_order_of_the_reference() {
     let shown: Vec<&str> = values
         .iter()
         .map(|value| &*value.key)
-        .filter(|key| !key.starts_with("env."))
+        .filter(|key| !key.starts_with("env.") && !key.starts_with("program_rates."))
         .collect();
     // Whom a machine knows is its own business, so the file names nobody; and a handler's pool has nothing to allow.
     let reference: Vec<&str> = KEYS
         .iter()
         .map(|key| key.path)
-        .filter(|path| !["env.*", "allow.*", "user", "group"].contains(path))
+        .filter(|path| !["env.*", "allow.*", "program_rates.*", "user", "group"].contains(path))
         .collect();
     assert_eq!(shown, reference);
 }
 
 /// The defaults, key by key: what users rely on, and what the documentation says.
-const DEFAULTS: [(&str, &str); 25] = [
+const DEFAULTS: [(&str, &str); 28] = [
     ("pool", r#""default""#),
     ("events", "false"),
     ("declare", r#""active""#),
@@ -404,6 +422,9 @@ const DEFAULTS: [(&str, &str); 25] = [
     ("retry.multiplier", "2.0"),
     ("output.max_bytes", r#""64KiB""#),
     ("output.live", "false"),
+    ("breaker.failures", "5"),
+    ("breaker.delay", r#""30s""#),
+    ("breaker.put_offs", "10"),
     ("slots", "4"),
     ("prefetch", "4"),
 ];
@@ -420,6 +441,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(loaded.pool.limits, Limits::default());
     assert_eq!((loaded.pool.cwd, loaded.pool.handler), (None, None));
     assert_eq!((loaded.pool.warn_before, loaded.pool.rights), (None, Rights::default()));
+    assert_eq!((loaded.pool.rate, loaded.pool.program_rates.of("true")), (None, None));
     assert_eq!((loaded.pool.retry.statuses, loaded.pool.retry.exit_codes), (None, None));
 }
 
@@ -486,6 +508,7 @@ fn the_reference_has_every_key_in_order_with_its_default_in_up_to_three_lines() 
     let expected = KEYS.iter().flat_map(|key| match key.path {
         "env.*" => vec!["env.PATH", "env.LANG"],
         "allow.*" => vec![r#"allow."/usr/bin/convert""#],
+        "program_rates.*" => vec![r#"program_rates."/usr/bin/convert""#],
         path => vec![path],
     });
     assert_eq!(keys, expected.collect::<Vec<_>>());
