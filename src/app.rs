@@ -35,7 +35,7 @@ use crate::worker::event::{Event, Observer, Observers};
 use crate::worker::log::EventLog;
 use crate::worker::orders::Orders;
 use crate::worker::spool::SpoolError;
-use crate::worker::{self, Audience, Ending, Holds, Identity, InHand, Ledgers, Watch, Worker};
+use crate::worker::{self, Audience, Circuits, Elsewhere, Ending, Holds, Identity, InHand, Ledgers, Watch, Worker};
 use service_manager::ServiceManager;
 use signals::Signals;
 
@@ -239,6 +239,7 @@ impl Parts {
 
     fn worker<T: Transport>(&self, transport: T, namespace: &str, orders: Orders, shutdown: &Shutdown) -> Worker<T> {
         Worker {
+            circuits: Circuits::new(&self.observer, Elsewhere::Workers),
             transport,
             names: Names::new(namespace),
             spawners: self.spawners.clone(),

@@ -70,7 +70,7 @@ pub use client::LOCK;
 use client::{Answer, Keeper};
 pub use client::{SpawnerOptions, Spawners, StartError};
 pub use environment::{Environment, Variables};
-pub use outcome::{End, NotStarted, Outcome};
+pub use outcome::{End, Fault, NotStarted, Outcome};
 use protocol::Cause;
 use request::Request;
 use streams::Streams;

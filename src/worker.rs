@@ -9,7 +9,9 @@
 //!   intake:      subscribes, and subscribes again
 //! ```
 //!
-//! - [`hold`] is why a pool takes no jobs for now.
+//! - [`hold`] is why a pool takes no jobs for now; [`pace`] is how often it starts one.
+//! - [`circuits`] are the circuit breakers before what is outside; [`programs`] are those of commands that cannot be
+//!   started here.
 //! - [`ledger`] knows a redelivered job that is in hand here, or has ended here.
 //! - [`in_hand`] tells operators how far each job in hand is.
 //! - [`orders`] knows which jobs operators have cancelled.
@@ -28,6 +30,7 @@
 
 mod admit;
 pub mod audience;
+mod circuits;
 mod dispatcher;
 pub mod event;
 mod hold;
@@ -38,10 +41,12 @@ pub mod log;
 pub mod orders;
 mod outbox;
 mod outgoing;
+mod pace;
 mod parcel;
 mod pipeline;
 mod post;
 mod probe;
+mod programs;
 mod pulse;
 mod replay;
 mod settle;
@@ -64,6 +69,7 @@ use crate::transport::{Transport, TransportError};
 use event::Observer;
 
 pub use audience::Audience;
+pub use circuits::Circuits;
 use dispatcher::Dispatcher;
 pub use hold::{HoldReason, Holds, Patience};
 pub use in_hand::InHand;
@@ -73,6 +79,7 @@ use orders::Orders;
 pub(crate) use outgoing::again;
 use pipeline::Pipeline;
 use probe::QueueProbe;
+pub use programs::Elsewhere;
 use pulse::Pulse;
 pub use pulse::Watch;
 use replay::{Replay, Waiting};
@@ -102,6 +109,8 @@ pub struct Worker<T> {
     pub observer: Arc<dyn Observer>,
     /// What holds pools from taking jobs.
     pub holds: Holds,
+    /// Its circuit breakers.
+    pub circuits: Circuits,
     /// Where channels are counted.
     pub channels: Channels,
     /// Where tasks are counted.
@@ -193,6 +202,7 @@ impl<T: Transport> Worker<T> {
             declare,
             waiting: Waiting::new(&spool, &self.ledgers),
             spool,
+            circuit: self.circuits.results.clone(),
             observer: self.observer.clone(),
         });
         let run = move |shutdown| Replay::run(replay.clone(), shutdown);

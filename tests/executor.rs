@@ -90,7 +90,7 @@ async fn refusal(run: Run) -> (FailureKind, String) {
     );
     assert_eq!((outcome.stdout.bytes, outcome.stderr.bytes), (0, 0));
     match outcome.end {
-        End::NotStarted(NotStarted { kind, message }) => (kind, message),
+        End::NotStarted(NotStarted { kind, message, .. }) => (kind, message),
         end => panic!("started: {end:?}"),
     }
 }

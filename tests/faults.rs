@@ -1,6 +1,7 @@
 //! What holds when things go wrong: under load, at a stop, at a cut at any point, and with a broker that breaks.
 //!
 //! - [`live`]: who listens to a job hears each byte once, and a broker that takes no events harms no job.
+//! - [`flow`]: rates, commands that cannot be started, a broker that takes nothing.
 //! - [`load`]: five thousand mixed jobs through a small worker; all end, once, and nothing is left.
 //! - [`shutdown`]: the first signal drains, the second aborts, wherever the worker is.
 //! - [`alone`]: a job that may be killing its workers, and what it has to share a worker with.
@@ -11,22 +12,27 @@
 //! - [`supervision`]: panics are contained, what ends unasked is started again, within bounds.
 //! - [`outbox`]: results that wait on disk, and who publishes them.
 //! - [`crash`]: `synthex worker` killed while RabbitMQ is away, and with a full disk.
+//! - [`bounds`]: the same with everything stuck at once: memory is flat, and it recovers.
 //! - [`private_broker`]: `synthex worker` as a process, and a RabbitMQ node that is killed, frozen, short of memory.
 //! - [`tls`]: certificates good and bad, and passwords that change.
 //!
-//! But for the last three, each test is written once and is there twice: on the in-process broker and on RabbitMQ. Faults come
+//! But for the last four, each test is written once and is there twice: on the in-process broker and on RabbitMQ. Faults come
 //! from [`support::faulty`], so that they come where the test says.
 
 mod support;
 
 #[path = "faults/alone.rs"]
 mod alone;
+#[path = "faults/bounds.rs"]
+mod bounds;
 #[path = "faults/cancellation.rs"]
 mod cancellation;
 #[path = "faults/crash.rs"]
 mod crash;
 #[path = "faults/dead.rs"]
 mod dead;
+#[path = "faults/flow.rs"]
+mod flow;
 #[path = "faults/live.rs"]
 mod live;
 #[path = "faults/load.rs"]
@@ -135,6 +141,13 @@ on_both! {
         an_ack_that_is_lost_leaves_a_letter_although_its_job_runs_again
         a_retry_that_is_cut_loses_nothing
         a_pass_whose_sessions_are_lost_says_so_and_loses_nothing;
+    flow:
+        jobs_that_wait_for_their_rate_have_no_slot_and_go_back_at_a_stop
+        a_burst_leaves_no_more_in_hand_than_prefetch
+        who_waits_for_a_rate_is_told_of_its_end_at_once
+        jobs_of_a_command_that_cannot_be_started_wait_until_it_can
+        a_command_that_can_never_be_started_has_its_result_in_the_end
+        while_the_broker_takes_nothing_one_result_tries_for_all;
     orders:
         no_job_starts_before_the_orders_are_read
         a_cancel_ends_what_runs_and_what_waits_for_its_slot

@@ -21,6 +21,7 @@ use crate::transport::topology::{Declare, Names, Topology};
 use crate::transport::{Delivery, Publication, Routing, Subscription, Transport};
 use crate::worker::Audience;
 use crate::worker::orders::Orders;
+use crate::worker::{Circuits, Elsewhere};
 
 /// Most jobs that are queued or running, over what the pool's prefetch needs to be busy.
 const IN_FLIGHT: usize = 1024;
@@ -131,7 +132,8 @@ pub async fn run(
         Audience::nobody(),
     )?;
     let listener = parts.bind(metrics_addr).await?;
-    let worker = parts.worker(broker, NAMESPACE, Orders::none(), &shutdown);
+    let mut worker = parts.worker(broker, NAMESPACE, Orders::none(), &shutdown);
+    worker.circuits = Circuits::new(&worker.observer, Elsewhere::Nobody);
     let tree = parts.tree(&worker, Vec::new(), vec![pool], listener, &shutdown);
     let stopped = CancellationToken::new();
     let (report, error) = tokio::join!(

@@ -72,14 +72,38 @@ pub struct NotStarted {
     pub kind: FailureKind,
     /// What was wrong, with the name of what is at fault, and what helps.
     pub message: String,
+    /// Whose fault it is.
+    pub fault: Fault,
+}
+
+/// Whose fault it is that a command could not be started, as far as can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The command's own: it could be started nowhere.
+    Command,
+    /// Something that it names is not here; it may be elsewhere.
+    Missing,
+    /// This machine's: it is short of something, or broken.
+    Machine,
 }
 
 impl NotStarted {
-    pub(super) fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+    /// Of a kind, which tells whose fault it usually is.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        let fault = match kind {
+            FailureKind::ProgramMissing | FailureKind::NotExecutable | FailureKind::CwdMissing => Fault::Missing,
+            _ => Fault::Machine,
+        };
         Self {
             kind,
             message: message.into(),
+            fault,
         }
+    }
+
+    /// The same, where it is another's fault than usual.
+    pub(super) fn by(self, fault: Fault) -> Self {
+        Self { fault, ..self }
     }
 }
 

@@ -15,7 +15,7 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 
 use super::protocol::{Failure, Step};
-use super::{NotStarted, Run, landlock};
+use super::{Fault, NotStarted, Run, landlock};
 use crate::message::FailureKind;
 
 /// Where a program is looked for when the command has no `PATH` (`_CS_PATH`, confstr(3)).
@@ -101,6 +101,7 @@ pub(super) fn too_large(run: &Run) -> NotStarted {
         FailureKind::SpawnFailed,
         format!("program {} {problem}", shown(&run.program)),
     )
+    .by(Fault::Command)
 }
 
 /// Asks again what keeps a command from being restricted in its writing.
@@ -133,17 +134,20 @@ fn explain_cwd(error: &io::Error, run: &Run) -> NotStarted {
 /// `cwd_missing` when it does not exist, is not a directory or may not be entered.
 fn check_cwd(run: &Run) -> Result<(), NotStarted> {
     let Some(cwd) = &run.cwd else { return Ok(()) };
+    let mut fault = Fault::Missing;
     let problem = match fs::metadata(cwd) {
         Ok(found) if !found.is_dir() => "is not a directory: name one that exists on the worker".to_owned(),
         Ok(_) if may_execute(cwd) => return Ok(()),
         Ok(_) => format!("may not be entered by the command's {}", user(run)),
         Err(error) if is_absent(&error) => "does not exist: create it on the worker, or name another".to_owned(),
-        Err(error) => format!("cannot be entered: {error}"),
+        // A mount that is dead, a disk that fails.
+        Err(error) => {
+            fault = Fault::Machine;
+            format!("cannot be entered: {error}")
+        }
     };
-    Err(NotStarted::new(
-        FailureKind::CwdMissing,
-        format!("cwd {} {problem}", shown(cwd.as_os_str())),
-    ))
+    let message = format!("cwd {} {problem}", shown(cwd.as_os_str()));
+    Err(NotStarted::new(FailureKind::CwdMissing, message).by(fault))
 }
 
 /// Gives the file to start, as a path with a slash in it.
@@ -196,7 +200,11 @@ fn explain_exec(error: &io::Error, run: &Run) -> NotStarted {
         Some(Errno::MFILE | Errno::NFILE) => NO_DESCRIPTOR.to_owned(),
         _ => format!("could not be started: {error}"),
     };
-    NotStarted::new(kind, format!("program {} {problem}", shown(&run.program)))
+    let reason = NotStarted::new(kind, format!("program {} {problem}", shown(&run.program)));
+    match errno {
+        Some(Errno::TOOBIG) => reason.by(Fault::Command),
+        _ => reason,
+    }
 }
 
 /// What is wrong with a file as a program.
@@ -368,7 +376,7 @@ mod tests {
             step: Step::Exec,
             errno: errno.raw_os_error(),
         };
-        let NotStarted { kind, message } = explain_now(failure, run);
+        let NotStarted { kind, message, .. } = explain_now(failure, run);
         (kind, message)
     }
 
@@ -388,6 +396,36 @@ mod tests {
         };
         let (kind, message) = explained(Errno::NOENT, &run);
         assert_eq!(kind, FailureKind::ProgramMissing, "{message}");
+    }
+
+    #[test]
+    fn whose_fault_a_failure_is_depends_on_what_failed() {
+        let fault = |step, errno: Errno, run: &Run| {
+            let errno = errno.raw_os_error();
+            explain_now(Failure { step, errno }, run).fault
+        };
+        for (step, errno, program, expected) in [
+            (Step::Exec, Errno::NOENT, "/no/such/program", Fault::Missing),
+            (Step::Exec, Errno::NOENT, "true", Fault::Missing), // its interpreter, or its loader
+            (Step::Exec, Errno::TOOBIG, "true", Fault::Command),
+            (Step::Exec, Errno::AGAIN, "true", Fault::Machine),
+            (Step::Fork, Errno::AGAIN, "true", Fault::Machine),
+            (Step::Cgroup, Errno::BUSY, "true", Fault::Machine),
+        ] {
+            assert_eq!(fault(step, errno, &run([program])), expected, "{program}: {errno}");
+        }
+        assert_eq!(too_large(&run(["true"])).fault, Fault::Command);
+
+        let folder = tempfile::tempdir().unwrap();
+        let broken = folder.path().join("loop"); // fails in another way than by not being there, as a dead mount does
+        std::os::unix::fs::symlink(&broken, &broken).unwrap();
+        for (cwd, errno, expected) in [
+            ("/no/such/folder".into(), Errno::NOENT, Fault::Missing),
+            (broken, Errno::LOOP, Fault::Machine),
+        ] {
+            let cwd = Some(cwd);
+            assert_eq!(fault(Step::Cwd, errno, &Run { cwd, ..run(["true"]) }), expected);
+        }
     }
 
     #[test]

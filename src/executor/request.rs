@@ -11,7 +11,7 @@ use rustix::fs::MemfdFlags;
 use super::client::Keeper;
 use super::limits::Bounds;
 use super::protocol::{self, MAX_PACKET, MAX_START, Schedule, Start, ToKeeper};
-use super::{NotStarted, Run, program};
+use super::{Fault, NotStarted, Run, program};
 use crate::message::FailureKind;
 
 /// A command, encoded for a keeper.
@@ -111,7 +111,7 @@ pub(super) fn block<'a, const PARTS: usize>(
         if block[start..].contains(&0) {
             let shown = program::shown(OsStr::from_bytes(&block[start..]));
             let message = format!("the command has a NUL in {shown}: no program can be given one");
-            return Err(NotStarted::new(FailureKind::SpawnFailed, message));
+            return Err(NotStarted::new(FailureKind::SpawnFailed, message).by(Fault::Command));
         }
         block.push(0);
     }

@@ -91,7 +91,7 @@ pub mod header {
     pub const POOL: &str = "x-synthex-pool";
     /// The path of the field at fault.
     pub const FIELD: &str = "x-synthex-field";
-    /// How often the job's next attempt was put off because it could not run alone.
+    /// How often the job's next attempt was put off, because it could not run alone, or its command could not be started.
     pub const PUT_OFFS: &str = "x-synthex-put-offs";
     /// When a client published the job, in RFC 3339 with milliseconds: finer than the property `timestamp`. A cancel goes
     /// by it.
@@ -253,7 +253,7 @@ pub struct Attempt {
     pub runs_ended: u32,
     /// The redeliveries since a run last ended: what `delivery_limit` limits.
     pub redeliveries: u32,
-    /// The times that this attempt was put off because it was to run alone and could not.
+    /// The times that this attempt was put off: it was to run alone and could not, or its command could not be started.
     pub put_offs: u32,
 }
 

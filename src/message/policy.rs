@@ -47,7 +47,7 @@ pub struct RetryPolicy {
 /// A worker with a control group of its own (cgroup v2, delegated) holds `memory` and `processes` for
 /// all of them together. Else, and for the other limits, they are those of `setrlimit(2)`, for each
 /// process alone, and none above the worker's own. The result's `limits_applied` says which.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Memory: what all of them use, with the files they keep in memory, where a control group holds

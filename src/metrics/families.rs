@@ -11,7 +11,7 @@ use prometheus::{
 use super::PoolInfo;
 use super::family::{Family, families};
 use crate::message::Status;
-use crate::worker::event::{About, ControlMessage};
+use crate::worker::event::{About, Circuit, ControlMessage};
 
 families! {
     /// What the worker tells through its events.
@@ -76,6 +76,10 @@ families! {
         outbox_records: Gauge [];
         /// Bytes of the files that hold them.
         outbox_bytes: Gauge [];
+        /// Circuit breakers: 0 closed, 1 half open (one tries, for all), 2 open (nobody tries); of several of one name, the worst.
+        circuit_state: Gauge [circuit];
+        /// Time that the first of those who waited for a rate, the pool's or a program's, waited for it.
+        rate_limited_seconds_total: SecondsCounter [pool];
         /// Times that the outbox on disk could not be written or read.
         outbox_errors_total: Counter [];
         /// Always 1, with the version of this program and the namespace that it serves.
@@ -182,6 +186,7 @@ pub(super) const STDERR: &str = "stderr";
 pub(super) fn known_values<'a>(label: &str, pools: &'a [PoolInfo]) -> Vec<&'a str> {
     match label {
         "pool" => pools.iter().map(|pool| &*pool.name).collect(),
+        "circuit" => Circuit::ALL.iter().map(|circuit| circuit.as_str()).collect(),
         "status" => Status::ALL.iter().map(|status| status.as_str()).collect(),
         "message" => ControlMessage::ALL.iter().map(|message| message.as_str()).collect(),
         "about" => About::ALL.iter().map(|about| about.as_str()).collect(),

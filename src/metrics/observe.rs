@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Metrics;
 use super::collect::gauge;
 use super::families::{STDERR, STDOUT, WorkerFamilies};
+use crate::flow::breaker::Position;
 use crate::transport::{BrokerEvent, QueueDepth};
 use crate::worker::event::{Event, Observer, RunAccount, StreamAccount};
 
@@ -28,6 +29,14 @@ impl Observer for Metrics {
             Event::ResultSettled { .. } => families.results_unconfirmed.at([]).dec(),
             Event::ResultUnroutable { .. } => families.results_unroutable_total.at([]).inc(),
             Event::OutboxChanged { records, bytes } => families.outbox_changed(*records, *bytes),
+            Event::CircuitChanged { circuit, position } => {
+                let state = &families.circuit_state;
+                state.at([circuit.as_str()]).set(state_number(*position));
+            }
+            Event::RateLimited { pool, waited } => {
+                let limited = &families.rate_limited_seconds_total;
+                limited.at([pool]).inc_by(waited.as_secs_f64());
+            }
             Event::OutboxFailed => families.outbox_errors_total.at([]).inc(),
             Event::QueueMeasured { pool, depth } => families.queue_measured(pool, *depth),
             Event::Control { message } => families.control_messages_total.at([message.as_str()]).inc(),
@@ -53,6 +62,15 @@ impl Observer for Metrics {
             | Event::Supervised(_)
             | Event::Draining => {}
         }
+    }
+}
+
+/// The number of a circuit's position; the worst is the greatest.
+fn state_number(position: Position) -> i64 {
+    match position {
+        Position::Closed => 0,
+        Position::HalfOpen => 1,
+        Position::Open => 2,
     }
 }
 
@@ -177,7 +195,7 @@ mod tests {
     use super::super::{PoolInfo, Sources};
     use super::*;
     use crate::message::{JobId, Status};
-    use crate::worker::event::ControlMessage;
+    use crate::worker::event::{Circuit, ControlMessage};
 
     fn metrics() -> Metrics {
         let pool = |name: &str| PoolInfo {
@@ -253,6 +271,32 @@ mod tests {
         let moved = moves(&before, &scrape(&metrics.render()));
         let moved: Vec<_> = moved.iter().map(|(name, by)| (name.as_str(), *by)).collect();
         assert_eq!(moved, expected);
+    }
+
+    #[tokio::test]
+    async fn circuits_and_rates_show() {
+        let metrics = metrics();
+        let series = scrape(&metrics.render());
+        for circuit in ["results", "outbox", "programs"] {
+            assert_eq!(series[&format!("synthex_circuit_state{{circuit={circuit:?}}}")], 0.0);
+        }
+        for (position, number) in [
+            (Position::Open, 2.0),
+            (Position::HalfOpen, 1.0),
+            (Position::Closed, 0.0),
+        ] {
+            let circuit = Circuit::Outbox;
+            metrics.on(&Event::CircuitChanged { circuit, position });
+            let series = scrape(&metrics.render());
+            assert_eq!(series[r#"synthex_circuit_state{circuit="outbox"}"#], number);
+        }
+        for _ in 0..2 {
+            let waited = Duration::from_millis(750);
+            metrics.on(&Event::RateLimited { pool: web(), waited });
+        }
+        let series = scrape(&metrics.render());
+        assert_eq!(series[r#"synthex_rate_limited_seconds_total{pool="web"}"#], 1.5);
+        assert_eq!(series[r#"synthex_rate_limited_seconds_total{pool="batch"}"#], 0.0);
     }
 
     #[tokio::test]

@@ -76,6 +76,22 @@ impl Plan {
         })
     }
 
+    /// Waits until it is too late to start.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(super) async fn expiry(&self) {
+        let Some(expires_at) = self.expires_at else {
+            return std::future::pending().await;
+        };
+        // A clock that is set back is asked again.
+        while let Ok(left) = Duration::try_from(expires_at.duration_since(Timestamp::now()))
+            && !left.is_zero()
+        {
+            tokio::time::sleep(left).await;
+        }
+    }
+
     /// Follows the links of a restricted pool's program, as late as can be.
     ///
     /// # Errors
@@ -417,6 +433,18 @@ mod tests {
             body: Bytes::from(body.to_string()),
             properties: Properties::default(),
         }
+    }
+
+    #[tokio::test]
+    async fn a_plan_tells_when_it_is_too_late() {
+        let expires_at = Timestamp::now() + Duration::from_millis(30);
+        let pool = pool();
+        let body = envelope(&json!({"command": ["true"], "expires_at": expires_at}));
+        let Admission::Run(plan) = admit(&pool, &body, false, Timestamp::now()).1 else {
+            panic!("it is early enough");
+        };
+        plan.expiry().await;
+        assert!(plan.expired(Timestamp::now()).is_some());
     }
 
     fn plan_of(pool: &Pool, body: &Value) -> Plan {

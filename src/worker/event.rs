@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::hold::HoldReason;
+use crate::flow::breaker::Position;
 use crate::message::{FailureKind, JobId, JobResult, Order, Request, Status, Stream};
 use crate::supervise::SupervisorEvent;
 use crate::transport::{BrokerEvent, QueueDepth};
@@ -146,8 +147,22 @@ pub enum Event {
         /// Bytes of its files.
         bytes: u64,
     },
-    /// The outbox on disk could not be written or read.
+    /// The outbox on disk could not be written or read, or was not tried as it could not be just before.
     OutboxFailed,
+    /// A circuit breaker has another position.
+    CircuitChanged {
+        /// Which.
+        circuit: Circuit,
+        /// Of several, the worst.
+        position: Position,
+    },
+    /// The first of those who wait for a rate has waited for it.
+    RateLimited {
+        /// The pool.
+        pool: Arc<str>,
+        /// How long.
+        waited: Duration,
+    },
     /// A pool's consumer is live.
     Consuming {
         /// The pool.
@@ -302,6 +317,32 @@ impl About {
             Self::Job => "job",
             Self::Worker => "worker",
             Self::Output => "output",
+        }
+    }
+}
+
+/// What a circuit breaker stands before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Circuit {
+    /// Publishing: results, and all else that a worker sends.
+    Results,
+    /// The disk of the outbox.
+    Outbox,
+    /// The start of commands; there are many, of which the worst is told.
+    Programs,
+}
+
+impl Circuit {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Results, Self::Outbox, Self::Programs];
+
+    /// The word for it, as a label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Results => "results",
+            Self::Outbox => "outbox",
+            Self::Programs => "programs",
         }
     }
 }

@@ -1,4 +1,7 @@
 //! Sees to it that a message is confirmed: publishes it again until it is, under the same `message_id`.
+//!
+//! While the broker takes nothing (the circuit is open), messages wait together instead of each trying for itself, and all
+//! go on when the one that tries is confirmed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::flow::breaker::{Breaker, Position};
 use crate::flow::retry::{Backoff, RECONNECT_MAX};
 use crate::supervise::Shutdown;
 use crate::transport::topology::{Declare, Topology};
@@ -35,6 +39,8 @@ pub(super) struct Outbox<T> {
     /// What our own messages need to find, made again when somebody has deleted it.
     pub(super) topology: Arc<Topology>,
     pub(super) declare: Declare,
+    /// Around every publish, of all pools.
+    pub(super) circuit: Arc<Breaker>,
 }
 
 impl<T: Transport> Outbox<T> {
@@ -47,14 +53,14 @@ impl<T: Transport> Outbox<T> {
         self.deliver_noting(publication, stop, &Notify::new()).await
     }
 
-    /// The same, and notifies `trouble` when the first attempt fails.
+    /// The same, and notifies `trouble` when the first attempt fails, or is not made for now.
     ///
     /// # Cancel safety
     /// Not cancel safe, as above.
     pub(super) async fn deliver_noting(&self, publication: &Publication, stop: &Shutdown, trouble: &Notify) -> bool {
-        let mut wait = Wait::new(&self.pool);
+        let mut wait = self.wait();
         loop {
-            let Some(published) = self.attempt(publication, stop).await else {
+            let Some(published) = self.attempt(publication, stop, trouble).await else {
                 return false;
             };
             let Err(error) = published else { return true };
@@ -72,10 +78,10 @@ impl<T: Transport> Outbox<T> {
     /// # Cancel safety
     /// Not cancel safe, as above.
     pub(super) async fn reply(&self, publication: &Publication, stop: &Shutdown, trouble: &Notify) -> Replied {
-        let mut wait = Wait::new(&self.pool);
+        let mut wait = self.wait();
         let mut refusals = 0;
         loop {
-            let Some(published) = self.attempt(publication, stop).await else {
+            let Some(published) = self.attempt(publication, stop, trouble).await else {
                 return Replied::GaveUp;
             };
             let error = match published {
@@ -84,7 +90,7 @@ impl<T: Transport> Outbox<T> {
                 Err(error) => error,
             };
             trouble.notify_one();
-            refusals += u32::from(is_refusal(&error));
+            refusals += u32::from(is_answer(&error));
             if refusals >= REPLY_REFUSALS {
                 return Replied::Dropped;
             }
@@ -99,18 +105,51 @@ impl<T: Transport> Outbox<T> {
     /// # Cancel safety
     /// Not cancel safe, as above.
     pub(super) async fn try_deliver(&self, publication: &Publication, stop: &Shutdown) -> bool {
-        matches!(self.attempt(publication, stop).await, Some(Ok(())))
+        tokio::select! {
+            () = stop.aborting() => false,
+            published = self.transport.publish(publication) => published.is_ok(),
+        }
     }
 
-    /// Publishes once; `None` when told to abort.
-    async fn attempt(&self, publication: &Publication, stop: &Shutdown) -> Option<Result<(), PublishError>> {
+    /// Publishes once, when the circuit lets it; `None` when told to abort.
+    async fn attempt(
+        &self,
+        publication: &Publication,
+        stop: &Shutdown,
+        trouble: &Notify,
+    ) -> Option<Result<(), PublishError>> {
         if stop.is_aborting() {
             return None;
         }
         tokio::select! {
             biased; // on the embedded broker it is done at once, and nothing is waited for
-            published = self.transport.publish(publication) => Some(published),
+            published = self.publish(publication, trouble) => Some(published),
             () = stop.aborting() => None,
+        }
+    }
+
+    async fn publish(&self, publication: &Publication, trouble: &Notify) -> Result<(), PublishError> {
+        let pass = match self.circuit.try_pass() {
+            Some(pass) => pass,
+            None => {
+                trouble.notify_one();
+                self.circuit.pass().await
+            }
+        };
+        let published = self.transport.publish(publication).await;
+        match &published {
+            Err(error) if !is_answer(error) => pass.failed(),
+            _ => pass.succeeded(),
+        }
+        published
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        Wait {
+            pool: &self.pool,
+            circuit: &self.circuit,
+            backoff: Backoff::new(RETRY_INITIAL, RECONNECT_MAX),
+            told: None,
         }
     }
 
@@ -130,7 +169,7 @@ impl<T: Transport> Outbox<T> {
 }
 
 /// Whether the broker has answered, and said no.
-fn is_refusal(error: &PublishError) -> bool {
+fn is_answer(error: &PublishError) -> bool {
     match error {
         PublishError::Unroutable { .. } | PublishError::Refused { .. } => true,
         PublishError::Transport(error) => error.is_refusal(),
@@ -141,19 +180,12 @@ fn is_refusal(error: &PublishError) -> bool {
 /// The pauses of one message, and what is said in them.
 struct Wait<'a> {
     pool: &'a str,
+    circuit: &'a Breaker,
     backoff: Backoff,
     told: Option<Instant>,
 }
 
-impl<'a> Wait<'a> {
-    fn new(pool: &'a str) -> Self {
-        Self {
-            pool,
-            backoff: Backoff::new(RETRY_INITIAL, RECONNECT_MAX),
-            told: None,
-        }
-    }
-
+impl Wait<'_> {
     /// Waits before the next try; false when told to abort.
     async fn after(&mut self, error: &PublishError, stop: &Shutdown) -> bool {
         if self.told.is_none_or(|told| told.elapsed() >= REMIND) {
@@ -162,6 +194,9 @@ impl<'a> Wait<'a> {
                 pool = self.pool,
                 "failed to {error}; trying again until it is confirmed"
             );
+        }
+        if self.circuit.position() != Position::Closed {
+            return true; // to wait with all others
         }
         tokio::select! {
             () = stop.aborting() => false,
@@ -181,9 +216,9 @@ mod tests {
         let text = || "x".to_owned();
         let (host, reason, operation) = (text(), text(), text());
         let login = TransportError::LoginRefused { host, reason };
-        assert!(!is_refusal(&PublishError::Transport(login)));
+        assert!(!is_answer(&PublishError::Transport(login)));
         let reason = text();
         let refused = TransportError::Refused { operation, reason };
-        assert!(is_refusal(&PublishError::Transport(refused)));
+        assert!(is_answer(&PublishError::Transport(refused)));
     }
 }

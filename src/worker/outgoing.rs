@@ -80,6 +80,25 @@ pub(super) fn put_off(names: &Names, pool: &str, job: &Envelope, ticket: &Ticket
     delayed(names, pool, envelope, wait)
 }
 
+/// The same job, whose command is not to be started before `at`, and was put off.
+pub(super) fn held_back(
+    names: &Names,
+    pool: &str,
+    job: &Envelope,
+    ticket: &Ticket,
+    at: Timestamp,
+    wait: Duration,
+) -> Publication {
+    let mut later = put_off(names, pool, job, ticket, wait);
+    not_before(&mut later.envelope, at);
+    later
+}
+
+fn not_before(envelope: &mut Envelope, at: Timestamp) {
+    let at = HeaderValue::Text(at.to_string());
+    envelope.properties.headers.insert(header::NOT_BEFORE.to_owned(), at);
+}
+
 /// The same job, for another run after a wait.
 pub(super) fn retried(
     names: &Names,
@@ -92,11 +111,7 @@ pub(super) fn retried(
     let mut envelope = again(job);
     keep_id(&mut envelope, &ticket.job_id);
     ticket.attempt.after_run().write(&mut envelope.properties);
-    let not_before = HeaderValue::Text(at.to_string());
-    envelope
-        .properties
-        .headers
-        .insert(header::NOT_BEFORE.to_owned(), not_before);
+    not_before(&mut envelope, at);
     delayed(names, pool, envelope, wait)
 }
 
@@ -327,6 +342,17 @@ mod tests {
         );
         let attempt = Attempt::read(&later.envelope.properties);
         assert_eq!((attempt.number, attempt.redeliveries, attempt.put_offs), (2, 1, 2));
+    }
+
+    #[test]
+    fn a_job_that_is_held_back_starts_no_sooner_than_it_is_to() {
+        let (at, wait) = (Timestamp::UNIX_EPOCH, Duration::from_secs(30));
+        let later = held_back(&names(), "p", &job(), &ticket(None), at, wait);
+        assert_eq!(later.exchange, "n.delay.20s", "the rest of the wait is another hop");
+        let properties = &later.envelope.properties;
+        assert_eq!(properties.text_header(header::NOT_BEFORE), Some("1970-01-01T00:00:00Z"));
+        let attempt = Attempt::read(properties);
+        assert_eq!((attempt.number, attempt.runs_ended, attempt.put_offs), (1, 0, 1));
     }
 
     #[test]

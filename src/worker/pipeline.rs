@@ -6,6 +6,7 @@
 //! It obeys the drain while a job waits for its slot, and the abort always. A job that an operator cancels ends where it
 //! is: at its admission, while it waits for its slot, or with its command.
 
+use std::ffi::OsStr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +24,10 @@ use super::ledger::{Held, Ledger, Recognised};
 use super::orders::{Cancellation, Job, Orders, Watched};
 use super::outbox::Outbox;
 use super::outgoing;
+use super::pace::Pace;
 use super::parcel::Parcel;
 use super::post::Post;
+use super::programs::Programs;
 use super::pulse::Pulse;
 use super::settle::{self, Conclusion};
 use super::slots::{Slot, Slots};
@@ -42,6 +45,8 @@ pub(super) struct Pipeline<T> {
     identity: WorkerInfo,
     spawners: Spawners,
     slots: Slots,
+    pace: Pace,
+    programs: Programs,
     post: Post<T>,
     ledger: Arc<Ledger>,
     holds: Holds,
@@ -63,12 +68,15 @@ impl<T: Transport> Pipeline<T> {
             identity: worker.identity.in_pool(&pool.name),
             spawners: worker.spawners.clone(),
             slots: Slots::new(pool.slots),
+            pace: Pace::new(pool, worker.observer.clone()),
+            programs: worker.circuits.programs.clone(),
             post: Post {
                 outbox: Outbox {
                     transport: worker.transport.clone(),
                     pool: pool.name.clone(),
                     topology: worker.topology(pool),
                     declare: pool.declare,
+                    circuit: worker.circuits.results.clone(),
                 },
                 spool: worker.spool.clone(),
                 observer: worker.observer.clone(),
@@ -200,18 +208,24 @@ impl<T: Transport> Pipeline<T> {
 
     async fn run(&self, held: Held, ticket: Ticket, plan: Plan, care: InCare, stop: &Shutdown) {
         let InCare { job, entry } = &care;
+        let command = self.programs.command(&self.pool, &plan.run, ticket.attempt.put_offs);
+        if let Some(wait) = command.put_off() {
+            return self.hold_back(held, &ticket, wait, stop).await; // and waits in no line
+        }
         let turn = tokio::select! {
             biased; // its turn must not win over its end
             cancellation = job.cancelled() => {
                 entry.settle();
                 return self.refuse(held, &ticket, Status::Cancelled, refusal(cancellation), stop).await;
             }
-            turn = self.turn(&ticket, stop) => turn,
+            () = plan.expiry() => None,
+            turn = self.turn(&ticket, &plan.run.program, stop) => Some(turn),
         };
         let turn = match turn {
-            Ok(turn) => turn,
-            Err(PutOff::ForNow) => return self.hand_back_held(held, stop).await,
-            Err(PutOff::ForAWhile) => return self.put_off(held, &ticket, stop).await,
+            Some(Err(PutOff::ForNow)) => return self.hand_back_held(held, stop).await,
+            Some(Err(PutOff::ForAWhile)) => return self.put_off(held, &ticket, stop).await,
+            Some(Ok(turn)) => Some(turn),
+            None => None, // it has expired, which is seen below
         };
         let now = Timestamp::now();
         if !held.is_live() {
@@ -227,6 +241,13 @@ impl<T: Transport> Pipeline<T> {
             entry.settle();
             return self.refuse(held, &ticket, Status::Rejected, refusal, stop).await;
         }
+        let mut trial = match command.enter() {
+            Ok(trial) => trial,
+            Err(wait) => {
+                drop(turn);
+                return self.hold_back(held, &ticket, wait, stop).await;
+            }
+        };
         let Plan {
             run,
             retry,
@@ -237,12 +258,16 @@ impl<T: Transport> Pipeline<T> {
         let started = Started { now, ready_at };
         entry.start(now, deadline(now, &run));
         let mut hearing = self.hearing(&ticket, is_live);
-        let outcome = self.execute(&ticket, run, started, &mut hearing, job, stop).await;
+        let execution = self.execute(&ticket, run, started, &mut hearing, job, stop);
+        let outcome = trial.over(execution).await;
         entry.settle();
         drop(turn);
         let cancellation = job.cancellation();
         if outcome.end == End::Cancelled && cancellation.is_none() {
             return self.cut(held, &ticket).await;
+        }
+        if let Some(wait) = trial.ended(&outcome) {
+            return self.hold_back(held, &ticket, wait, stop).await;
         }
         let conclusion = settle::conclude(&ticket, &retry, outcome, self.identity.clone());
         self.conclude(held, &ticket, conclusion.told(cancellation), &hearing, stop)
@@ -264,16 +289,16 @@ impl<T: Transport> Pipeline<T> {
     ///
     /// # Errors
     /// When it is not to be, as the worker drains, its pool is held, or it was to run alone and could not.
-    async fn turn(&self, ticket: &Ticket, stop: &Shutdown) -> Result<Turn, PutOff> {
+    async fn turn(&self, ticket: &Ticket, program: &OsStr, stop: &Shutdown) -> Result<Turn, PutOff> {
         let is_suspect = ticket.attempt.redeliveries >= ALONE_FROM;
         if is_suspect && let Some(patience) = self.holds.patience(ticket.attempt.put_offs) {
-            return self.turn_alone(patience, stop).await;
+            return self.turn_alone(patience, program, stop).await;
         }
         let slot = tokio::select! {
             biased; // a free slot must not win over the drain
             () = self.ending.draining() => return Err(self.until_the_last_came(stop).await),
             () = self.holds.stopped(&self.pool.name) => return Err(PutOff::ForNow),
-            slot = self.slot() => slot,
+            slot = self.slot_at_its_pace(program) => slot,
         };
         if is_suspect {
             tracing::warn!(
@@ -301,6 +326,14 @@ impl<T: Transport> Pipeline<T> {
         PutOff::ForNow
     }
 
+    /// A slot, when rates allow a start; who waits for that has none.
+    async fn slot_at_its_pace(&self, program: &OsStr) -> Slot {
+        let first = self.pace.first(program).await;
+        let slot = self.slot().await;
+        first.start();
+        slot
+    }
+
     /// A slot, which none gets while its pool is held.
     async fn slot(&self) -> Slot {
         loop {
@@ -313,7 +346,7 @@ impl<T: Transport> Pipeline<T> {
     }
 
     /// The same for a job that may be killing workers: no other command runs beside it.
-    async fn turn_alone(&self, patience: Duration, stop: &Shutdown) -> Result<Turn, PutOff> {
+    async fn turn_alone(&self, patience: Duration, program: &OsStr, stop: &Shutdown) -> Result<Turn, PutOff> {
         let claim = match self.holds.reason(&self.pool.name) {
             None => self.holds.claim(),
             Some(_) => None,
@@ -326,7 +359,12 @@ impl<T: Transport> Pipeline<T> {
         };
         let slot = async {
             match claim.alone(patience).await {
-                true => Ok(self.slots.take().await),
+                true => {
+                    let first = self.pace.first(program).await;
+                    let slot = self.slots.take().await;
+                    first.start();
+                    Ok(slot)
+                }
                 false => Err(PutOff::ForAWhile),
             }
         };
@@ -433,6 +471,13 @@ impl<T: Transport> Pipeline<T> {
     async fn put_off(&self, held: Held, ticket: &Ticket, stop: &Shutdown) {
         let wait = self.holds.pause_between();
         let later = outgoing::put_off(&self.names, &self.pool.name, held.envelope(), ticket, wait);
+        self.send_later(held, ticket, &later, wait, stop).await;
+    }
+
+    /// A job whose command cannot be started here for now: for another worker to try, or this one later.
+    async fn hold_back(&self, held: Held, ticket: &Ticket, wait: Duration, stop: &Shutdown) {
+        let at = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
+        let later = outgoing::held_back(&self.names, &self.pool.name, held.envelope(), ticket, at, wait);
         self.send_later(held, ticket, &later, wait, stop).await;
     }
 
@@ -656,10 +701,7 @@ mod tests {
     fn only_a_command_that_is_known_to_have_run_has_a_spawn_time() {
         let spawn = |end, started_at| account(&outcome(end, started_at)).spawn;
         assert_eq!(spawn(End::Cancelled, None), None);
-        let refused = NotStarted {
-            kind: FailureKind::ProgramMissing,
-            message: String::new(),
-        };
+        let refused = NotStarted::new(FailureKind::ProgramMissing, "");
         assert_eq!(spawn(End::NotStarted(refused), None), None);
         assert_eq!(spawn(End::HelperDied, Some(Timestamp::UNIX_EPOCH)), None);
         assert!(spawn(End::Cancelled, Some(Timestamp::UNIX_EPOCH)).is_some());

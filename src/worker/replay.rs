@@ -16,6 +16,7 @@ use super::outbox::Outbox;
 use super::parcel::Parcel;
 use super::post::Post;
 use super::spool::{Entry, Left, Spool};
+use crate::flow::breaker::Breaker;
 use crate::supervise::{Shutdown, TaskError};
 use crate::transport::Transport;
 use crate::transport::topology::{Declare, Names, Topology};
@@ -29,6 +30,7 @@ pub(super) struct Replay<T> {
     pub(super) declare: Declare,
     pub(super) spool: Spool,
     pub(super) waiting: Waiting,
+    pub(super) circuit: Arc<Breaker>,
     pub(super) observer: Arc<dyn Observer>,
 }
 
@@ -90,6 +92,7 @@ impl<T: Transport> Replay<T> {
                 // Not its pool's queue: that is for workers that serve the pool.
                 topology: Arc::new(Topology::new(&self.names, [])),
                 declare: self.declare,
+                circuit: self.circuit.clone(),
             },
             spool: None, // it is on disk
             observer: self.observer.clone(),

@@ -289,10 +289,7 @@ mod tests {
 
     #[test]
     fn every_end_has_its_one_status() {
-        let missing = NotStarted {
-            kind: FailureKind::ProgramMissing,
-            message: "none".to_owned(),
-        };
+        let missing = NotStarted::new(FailureKind::ProgramMissing, "none");
         let timed_out = End::TimedOut {
             exit_code: Some(0),
             signal: None,
@@ -487,12 +484,7 @@ mod tests {
             exit_codes: exit_codes.map(<[_]>::to_vec),
             ..retry(5)
         };
-        let missing = || {
-            End::NotStarted(NotStarted {
-                kind: FailureKind::ProgramMissing,
-                message: String::new(),
-            })
-        };
+        let missing = || End::NotStarted(NotStarted::new(FailureKind::ProgramMissing, ""));
         let is_retried = |retry: &Retry, end| matches!(ended(retry, 0, end).next, Next::Retry(_));
 
         let usual = chosen(None, None);

@@ -16,7 +16,7 @@
 //!   that come meanwhile are written together by the next call, with one sync.
 //!
 //! It loses nothing and stops nothing: what cannot be written stays in memory, where it was, and that is said once and
-//! counted. It does not shrink a file before all in it is confirmed.
+//! counted; after a failure the disk is left alone for a while ([`circuits`](super::circuits)). It does not shrink a file before all in it is confirmed.
 
 mod format;
 mod journal;
@@ -29,9 +29,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 
+use super::circuits;
 use super::event::{Event, Observer};
 use super::parcel::Parcel;
 use crate::flow::LockAccount;
+use crate::flow::breaker::Breaker;
 use store::Store;
 pub(super) use store::{Entry, Left};
 
@@ -87,6 +89,8 @@ struct Shared {
     /// What the next call to the store will write.
     pending: std::sync::Mutex<Vec<Pending>>,
     observer: Arc<dyn Observer>,
+    /// Opens when it cannot be written.
+    disk: Breaker,
     /// When it was last said that it cannot be written.
     told: std::sync::Mutex<Option<Instant>>,
 }
@@ -157,6 +161,7 @@ impl Spool {
             store: Arc::new(Mutex::new(store)),
             left,
             pending: std::sync::Mutex::default(),
+            disk: circuits::of_outbox(observer.clone()),
             observer,
             told: std::sync::Mutex::default(),
         };
@@ -251,11 +256,24 @@ impl Shared {
         if pending.is_empty() {
             return;
         }
+        let Some(pass) = self.disk.try_pass() else {
+            return pending.into_iter().for_each(|pending| self.skip(pending));
+        };
         let (parcels, answers): (Vec<Parcel>, Vec<_>) = pending
             .into_iter()
             .map(|pending| (pending.parcel, pending.answer))
             .unzip();
-        for (written, answer) in store.append(&parcels).into_iter().zip(answers) {
+        let written = store.append(&parcels);
+        // One that is over the limit was not written, and says nothing of the disk.
+        if written
+            .iter()
+            .any(|written| matches!(written, Err(SpoolError::Write { .. })))
+        {
+            pass.failed();
+        } else if written.iter().any(Result::is_ok) {
+            pass.succeeded();
+        }
+        for (written, answer) in written.into_iter().zip(answers) {
             if let Err(error) = &written {
                 self.failed(error);
             }
@@ -263,6 +281,12 @@ impl Shared {
             let _ = answer.send(written.ok());
         }
         self.tell(store);
+    }
+
+    /// Writes nothing, as the disk could not be written just before.
+    fn skip(&self, pending: Pending) {
+        self.observer.on(&Event::OutboxFailed);
+        let _ = pending.answer.send(None);
     }
 
     fn failed(&self, error: &SpoolError) {

@@ -108,11 +108,12 @@ impl Fleet {
         worker
     }
 
-    /// Here no job is one that kills its workers, so none is to be given up for that.
+    /// Here no job is one that kills its workers, so none is to be given up for that; nor are programs missing by mistake.
     fn pool(&self, name: &str) -> String {
         let ledger = self.ledger();
         format!(
             "pool = \"{POOL}\"\nslots = {SLOTS}\nprefetch = {PREFETCH}\ndelivery_limit = 1000\nkill_grace = \"1s\"\n\
+             breaker.failures = 1000000\n\
              [env]\n{MARK} = \"{mark}\"\n{WORKER} = \"{name}\"\n{LEDGER} = \"{ledger}\"\n",
             mark = self.mark,
             ledger = ledger.display(),

@@ -58,7 +58,7 @@ async fn a_full_disk_is_told_once_and_costs_no_result() {
     for id in &ids {
         rig.publish(id, &rig.gated("gate")).await;
     }
-    let worker = on_a_full_disk(&rig, &url);
+    let worker = on_a_full_disk(&rig, &url, "slots = 3");
     rig.wait_for_begun(3).await;
     broker.kill().await;
     rig.open("gate");
@@ -113,20 +113,21 @@ async fn first_attempts(rig: &Rig<Amqp>, ids: impl IntoIterator<Item = String>) 
 }
 
 /// Stops a worker in good order. Jobs that came again may be left.
-async fn stop(worker: Running) {
+pub async fn stop(worker: Running) {
     worker.signal(Signal::TERM);
     let finished = tokio::task::spawn_blocking(|| worker.wait()).await.expect("it ends");
     let finished = finished.expect_code(0);
     assert!(finished.stderr.contains("tasks left: none"), "{}", finished.stderr);
 }
 
-/// Starts a worker with three slots whose outbox is on a full disk.
-fn on_a_full_disk(rig: &Rig<Amqp>, url: &str) -> Running {
+/// Starts a worker with these lines in its pool's file, whose outbox is on a full disk: the file `full` in the folder `disk`
+/// is what fills it.
+pub fn on_a_full_disk(rig: &Rig<Amqp>, url: &str, lines: &str) -> Running {
     const FILL: &str = r#"mount -t tmpfs -o size=64k tmpfs "$1" && head -c 1M /dev/zero >"$1/full" 2>/dev/null
         shift && exec "$@""#;
     let disk = rig.path("disk");
     std::fs::create_dir(&disk).expect("the test's own folder can be written");
-    let (pool, disk) = (pool_file(rig, "slots = 3"), disk.to_str().expect("a path in ASCII"));
+    let (pool, disk) = (pool_file(rig, lines), disk.to_str().expect("a path in ASCII"));
     let synthex = [
         env!("CARGO_BIN_EXE_synthex"),
         "worker",
@@ -143,12 +144,12 @@ fn on_a_full_disk(rig: &Rig<Amqp>, url: &str) -> Running {
 }
 
 /// The line in which a worker has said where its metrics are.
-fn metrics(worker: &Running) -> String {
+pub fn metrics(worker: &Running) -> String {
     worker.wait_for_line(|line| line.contains("metrics on http://"))
 }
 
 /// Waits until a metric of a worker has this value.
-fn becomes(worker: &Running, name: &str, value: f64) {
+pub fn becomes(worker: &Running, name: &str, value: f64) {
     let line = metrics(worker);
     wait_until(PATIENCE, &format!("{name} becomes {value}"), || {
         scrape(&line, name) == value

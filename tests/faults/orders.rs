@@ -9,7 +9,7 @@ use synthex::worker::orders::Orders;
 
 use crate::rig::{Live, POOL, Rig, ends};
 
-fn cancel(orders: &Orders, ids: &[&str]) {
+pub fn cancel(orders: &Orders, ids: &[&str]) {
     let order = Order::Cancel {
         ids: ids.iter().map(|id| id.parse().expect("an id")).collect(),
         labels: [].into(),

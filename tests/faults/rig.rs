@@ -24,7 +24,7 @@ use synthex::transport::{Delivery, Publication, Routing, Subscribe, Subscription
 use synthex::worker::event::{Event, Observer, Observers};
 use synthex::worker::orders::Orders;
 use synthex::worker::spool::Spool;
-use synthex::worker::{Audience, Ending, Identity, InHand, Ledgers, Watch, Worker};
+use synthex::worker::{Audience, Circuits, Elsewhere, Ending, Identity, InHand, Ledgers, Watch, Worker};
 use tokio::task::JoinHandle;
 
 use crate::support::broker::Vhost;
@@ -284,6 +284,7 @@ impl<T: Transport> Rig<T> {
             holds: orders.holds().clone(),
             audience: audience.unwrap_or_default(),
             orders,
+            circuits: Circuits::new(&observers, Elsewhere::Workers),
             identity: Identity {
                 id: JobId::random().to_string(),
                 host: "test".into(),

@@ -182,6 +182,7 @@ prefetch = {slots}
 cwd = "{inside}"
 timeout = "60s"
 kill_grace = "300ms"
+breaker.failures = 1000000
 max_job_bytes = "8MiB"
 {lines}
 [env]

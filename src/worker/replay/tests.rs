@@ -7,6 +7,7 @@ use crate::transport::memory::Memory;
 use crate::transport::topology::{Binding, Queue};
 use crate::transport::{Subscribe, Subscription};
 use crate::worker::parcel::sample;
+use crate::worker::{Circuits, Elsewhere};
 
 /// Nobody listens.
 struct Deaf;
@@ -74,13 +75,15 @@ async fn take(broker: &Memory, queue: &str, count: usize) -> Vec<Envelope> {
 }
 
 fn replay(broker: &Memory, spool: &Spool) -> Arc<Replay<Memory>> {
+    let observer: Arc<dyn Observer> = Arc::new(Deaf);
     Arc::new(Replay {
         transport: broker.clone(),
         names: Names::new("n"),
         declare: Declare::Active,
         spool: spool.clone(),
         waiting: Waiting::new(spool, &Ledgers::default()),
-        observer: Arc::new(Deaf),
+        circuit: Circuits::new(&observer, Elsewhere::Workers).results,
+        observer,
     })
 }
 

@@ -86,6 +86,19 @@ async fn what_does_not_fit_is_counted_and_stays_in_memory() {
     assert!(spool.keep(&sample("small", 10)).await.is_some());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_failed_is_left_alone_for_a_while() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, told) = open(folder.path(), "here", 1 << 20).await;
+    spool.0.disk.try_pass().expect("it is well").failed();
+    assert!(spool.keep(&sample("job", 10)).await.is_none());
+    assert_eq!((told.failures(), told.last()), (1, (0, 0)), "counted, and not written");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(spool.keep(&sample("job", 10)).await.is_some(), "tried again");
+    assert!(spool.keep(&sample("job", 10)).await.is_some(), "and all is well");
+    assert_eq!((told.failures(), told.last().0), (1, 2));
+}
+
 #[tokio::test]
 async fn what_cannot_be_read_any_more_is_counted_and_let_go() {
     let folder = tempfile::tempdir().unwrap();
