@@ -66,6 +66,18 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// Looks once more whether the job may be started, as late as can be.
+    ///
+    /// # Errors
+    /// How it ends instead: it has expired, or its program is elsewhere than the pool allows.
+    pub(super) async fn check(&self, now: Timestamp) -> Result<(), (Status, Refusal)> {
+        if let Some(refusal) = self.expired(now) {
+            return Err((Status::Expired, refusal));
+        }
+        let place = self.check_place().await;
+        place.map_err(|refusal| (Status::Rejected, refusal))
+    }
+
     /// The refusal of a job that is to start too late.
     pub(super) fn expired(&self, now: Timestamp) -> Option<Refusal> {
         let expires_at = self.expires_at.filter(|expires_at| *expires_at <= now)?;
@@ -92,11 +104,11 @@ impl Plan {
         }
     }
 
-    /// Follows the links of a restricted pool's program, as late as can be.
+    /// Follows the links of a restricted pool's program.
     ///
     /// # Errors
     /// The refusal of a job whose program is elsewhere than the pool allows.
-    pub(super) async fn check_place(&self) -> Result<(), Refusal> {
+    async fn check_place(&self) -> Result<(), Refusal> {
         let Some(allowed) = self.allowed.clone() else {
             return Ok(());
         };

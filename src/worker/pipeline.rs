@@ -6,7 +6,8 @@
 //! It obeys the drain while a job waits for its slot, and the abort always. A job that an operator cancels ends where it
 //! is: at its admission, while it waits for its slot, or with its command.
 
-use std::ffi::OsStr;
+mod turn;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use super::Audience;
 use super::admit::{Admission, Plan, Refusal, Ticket, admit};
 use super::audience::{Heard, Hearing};
 use super::event::{Event, Observer, RunAccount, StreamAccount};
-use super::hold::{Claim, Present};
+use super::hold::Present;
 use super::in_hand::{Entry, InHand, Known};
 use super::ledger::{Held, Ledger, Recognised};
 use super::orders::{Cancellation, Job, Orders, Watched};
@@ -30,7 +31,7 @@ use super::post::Post;
 use super::programs::Programs;
 use super::pulse::Pulse;
 use super::settle::{self, Conclusion};
-use super::slots::{Slot, Slots};
+use super::slots::Slots;
 use super::{Ending, Holds, Worker};
 use crate::config::Pool;
 use crate::executor::{self, End, Outcome, Run, Spawners, Stop};
@@ -38,6 +39,7 @@ use crate::message::{Envelope, FailureKind, JobId, Output, Status, WorkerInfo};
 use crate::supervise::Shutdown;
 use crate::transport::topology::Names;
 use crate::transport::{Delivery, Publication, SettleError, Transport};
+use turn::PutOff;
 
 pub(super) struct Pipeline<T> {
     pool: Arc<Pool>,
@@ -218,28 +220,22 @@ impl<T: Transport> Pipeline<T> {
                 entry.settle();
                 return self.refuse(held, &ticket, Status::Cancelled, refusal(cancellation), stop).await;
             }
-            () = plan.expiry() => None,
-            turn = self.turn(&ticket, &plan.run.program, stop) => Some(turn),
+            () = plan.expiry() => Ok(None), // which is seen below
+            turn = self.turn(&ticket, &plan.run.program, stop) => turn.map(Some),
         };
         let turn = match turn {
-            Some(Err(PutOff::ForNow)) => return self.hand_back_held(held, stop).await,
-            Some(Err(PutOff::ForAWhile)) => return self.put_off(held, &ticket, stop).await,
-            Some(Ok(turn)) => Some(turn),
-            None => None, // it has expired, which is seen below
+            Err(PutOff::ForNow) => return self.hand_back_held(held, stop).await,
+            Err(PutOff::ForAWhile) => return self.put_off(held, &ticket, stop).await,
+            Ok(turn) => turn,
         };
         let now = Timestamp::now();
         if !held.is_live() {
             return held.was_not_started();
         }
-        if let Some(refusal) = plan.expired(now) {
+        if let Err((status, refusal)) = plan.check(now).await {
             drop(turn);
             entry.settle();
-            return self.refuse(held, &ticket, Status::Expired, refusal, stop).await;
-        }
-        if let Err(refusal) = plan.check_place().await {
-            drop(turn);
-            entry.settle();
-            return self.refuse(held, &ticket, Status::Rejected, refusal, stop).await;
+            return self.refuse(held, &ticket, status, refusal, stop).await;
         }
         let mut trial = match command.enter() {
             Ok(trial) => trial,
@@ -283,100 +279,6 @@ impl<T: Transport> Pipeline<T> {
             observer: &self.observer,
         };
         self.audience.hearing(about, is_live)
-    }
-
-    /// Waits for the job's turn to be started.
-    ///
-    /// # Errors
-    /// When it is not to be, as the worker drains, its pool is held, or it was to run alone and could not.
-    async fn turn(&self, ticket: &Ticket, program: &OsStr, stop: &Shutdown) -> Result<Turn, PutOff> {
-        let is_suspect = ticket.attempt.redeliveries >= ALONE_FROM;
-        if is_suspect && let Some(patience) = self.holds.patience(ticket.attempt.put_offs) {
-            return self.turn_alone(patience, program, stop).await;
-        }
-        let slot = tokio::select! {
-            biased; // a free slot must not win over the drain
-            () = self.ending.draining() => return Err(self.until_the_last_came(stop).await),
-            () = self.holds.stopped(&self.pool.name) => return Err(PutOff::ForNow),
-            slot = self.slot_at_its_pace(program) => slot,
-        };
-        if is_suspect {
-            tracing::warn!(
-                pool = &*self.pool.name,
-                job.id = %ticket.job_id,
-                "was redelivered {} times and may be what kills its workers, but runs beside others: {} times it waited to \
-                 run alone, and other commands did not end",
-                ticket.attempt.redeliveries,
-                ticket.attempt.put_offs,
-            );
-        }
-        Ok(Turn {
-            _claim: None,
-            _slot: slot,
-        })
-    }
-
-    /// Waits, once the worker drains, until its consumer is gone: what goes back before makes room for more to come, and
-    /// may itself come here again.
-    async fn until_the_last_came(&self, stop: &Shutdown) -> PutOff {
-        tokio::select! {
-            () = self.last_came.cancelled() => {}
-            () = stop.draining() => {} // the intake has ended, whichever way
-        }
-        PutOff::ForNow
-    }
-
-    /// A slot, when rates allow a start; who waits for that has none.
-    async fn slot_at_its_pace(&self, program: &OsStr) -> Slot {
-        let first = self.pace.first(program).await;
-        let slot = self.slot().await;
-        first.start();
-        slot
-    }
-
-    /// A slot, which none gets while its pool is held.
-    async fn slot(&self) -> Slot {
-        loop {
-            self.holds.free(&self.pool.name).await;
-            let slot = self.slots.take().await;
-            if self.holds.reason(&self.pool.name).is_none() {
-                return slot;
-            }
-        }
-    }
-
-    /// The same for a job that may be killing workers: no other command runs beside it.
-    async fn turn_alone(&self, patience: Duration, program: &OsStr, stop: &Shutdown) -> Result<Turn, PutOff> {
-        let claim = match self.holds.reason(&self.pool.name) {
-            None => self.holds.claim(),
-            Some(_) => None,
-        };
-        let Some(claim) = claim else {
-            return tokio::select! {
-                () = self.ending.draining() => Err(self.until_the_last_came(stop).await),
-                () = self.holds.stopped(&self.pool.name) => Err(PutOff::ForNow),
-            };
-        };
-        let slot = async {
-            match claim.alone(patience).await {
-                true => {
-                    let first = self.pace.first(program).await;
-                    let slot = self.slots.take().await;
-                    first.start();
-                    Ok(slot)
-                }
-                false => Err(PutOff::ForAWhile),
-            }
-        };
-        let slot = tokio::select! {
-            biased;
-            () = self.ending.draining() => return Err(self.until_the_last_came(stop).await),
-            slot = slot => slot?,
-        };
-        Ok(Turn {
-            _claim: Some(claim),
-            _slot: slot,
-        })
     }
 
     async fn execute(
@@ -524,25 +426,8 @@ pub(super) struct Taken {
     pub(super) present: Present,
 }
 
-/// Redeliveries from which a job runs alone: its third attempt, if the first two ended with their workers.
-const ALONE_FROM: u32 = 2;
-
 /// How long a job that was cut waits for its consumer to be gone: less than its task has once all has to stop.
 const LAST_COMES_WITHIN: Duration = Duration::from_secs(2);
-
-/// Why a job gets no turn.
-enum PutOff {
-    /// It may be started at once, elsewhere or when the pool goes on.
-    ForNow,
-    /// It is to be tried again later.
-    ForAWhile,
-}
-
-/// The right to run one command; others may go on when it is dropped.
-struct Turn {
-    _claim: Option<Claim>,
-    _slot: Slot,
-}
 
 /// A job in hand, as operators see it and as they may end it.
 struct InCare {

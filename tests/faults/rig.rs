@@ -277,6 +277,7 @@ impl<T: Transport> Rig<T> {
                 .clone()
                 .map(|publisher| Arc::new(publisher) as Arc<dyn Observer>),
         );
+        let observers: Arc<dyn Observer> = Arc::new(Observers(observers));
         let worker = Worker {
             transport,
             names: self.names.clone(),
@@ -289,7 +290,7 @@ impl<T: Transport> Rig<T> {
                 id: JobId::random().to_string(),
                 host: "test".into(),
             },
-            observer: Arc::new(Observers(observers)),
+            observer: observers,
             channels: channels.clone(),
             tasks: tasks.clone(),
             ending: Ending::new(shutdown.clone()),
