@@ -142,12 +142,12 @@ async fn then_one_is_tried_for_all() {
     bench.fail(&convert, 3);
     tokio::time::advance(DELAY).await;
     assert_eq!(bench.command(&convert).put_off(), None, "to be tried");
-    let trial = bench.command(&convert).enter().ok().expect("the delay is over");
+    let trial = bench.command(&convert).enter().expect("the delay is over");
     assert_eq!(bench.command(&convert).enter().err(), Some(DELAY), "another tries");
     assert_eq!(trial.ended(&failed(FailureKind::SpawnFailed)), Some(DELAY));
     tokio::time::advance(DELAY).await;
-    drop(bench.command(&convert).enter().ok().expect("the delay is over"));
-    let trial = bench.command(&convert).enter().ok().expect("who tried went away");
+    drop(bench.command(&convert).enter().expect("the delay is over"));
+    let trial = bench.command(&convert).enter().expect("who tried went away");
     assert_eq!(trial.ended(&started()), None);
     assert_eq!(bench.command(&convert).put_off(), None);
     use Position::{Closed, HalfOpen, Open};
@@ -164,7 +164,7 @@ async fn a_trial_that_lasts_has_started() {
     let (bench, convert) = (bench(Elsewhere::Workers), run("convert"));
     bench.fail(&convert, 3);
     tokio::time::advance(DELAY).await;
-    let mut trial = bench.command(&convert).enter().ok().expect("the delay is over");
+    let mut trial = bench.command(&convert).enter().expect("the delay is over");
     let an_hour = async {
         tokio::time::sleep(Duration::from_secs(3600)).await;
         started()
@@ -186,7 +186,7 @@ async fn a_job_that_was_put_off_often_enough_is_tried_and_has_its_result() {
     let command = |put_offs| bench.programs.command(&bench.pool, &convert, put_offs);
     assert!(command(1).put_off().is_some());
     assert_eq!(command(2).put_off(), None);
-    let trial = command(2).enter().ok().expect("it has waited enough");
+    let trial = command(2).enter().expect("it has waited enough");
     assert_eq!(trial.ended(&failed(FailureKind::SpawnFailed)), None);
     assert!(command(1).put_off().is_some(), "its like still wait");
 }
