@@ -13,6 +13,9 @@
 //!
 //! What is shown to people is not known here: who shows it is told [`Progress`].
 
+pub mod input;
+pub mod sinks;
+
 use std::io;
 use std::time::Duration;
 
@@ -73,6 +76,12 @@ pub struct Finished<'a> {
 
 /// Where results go.
 pub trait Sink: Send {
+    /// Hears that an item will have no result now: it is not a job, or had its last result in an earlier run. For those
+    /// that keep to the order of the input.
+    fn skip(&mut self, seq: u64) {
+        let _ = seq;
+    }
+
     /// Takes one: keeps it in memory until the next [`Sink::flush`], which comes soon.
     ///
     /// # Errors

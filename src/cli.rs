@@ -12,6 +12,8 @@ mod dead;
 mod drain;
 mod environment;
 pub mod exit;
+#[allow(dead_code, reason = "`batch` uses it")]
+mod input_args;
 mod job_args;
 mod lines;
 mod logging;

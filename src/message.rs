@@ -25,6 +25,7 @@ mod ending;
 pub mod envelope;
 pub mod id;
 pub mod job;
+pub(crate) mod nearest;
 mod output;
 pub mod policy;
 pub mod result;
