@@ -154,7 +154,11 @@ impl Input {
         Ok(Self {
             given: 0,
             total,
-            common: Common { job: common, is_empty, max_bytes },
+            common: Common {
+                job: common,
+                is_empty,
+                max_bytes,
+            },
             items,
         })
     }
@@ -221,7 +225,10 @@ impl Common {
         if line.len() <= self.max_bytes {
             return Ok(());
         }
-        Err(bad(format!("expected a line of at most {} bytes, got a longer one", self.max_bytes)))
+        Err(bad(format!(
+            "expected a line of at most {} bytes, got a longer one",
+            self.max_bytes
+        )))
     }
 
     fn job_of(&self, command: Vec<String>) -> Result<Bytes, BadItem> {
@@ -311,13 +318,18 @@ impl Records {
 impl Line {
     fn record(self, max_bytes: usize) -> Record {
         let fields = if self.bytes.len() > max_bytes {
-            Err(bad(format!("expected a line of at most {max_bytes} bytes, got a longer one")))
+            Err(bad(format!(
+                "expected a line of at most {max_bytes} bytes, got a longer one"
+            )))
         } else {
             let text = String::from_utf8(self.bytes);
             text.map(|text| vec![text])
                 .map_err(|error| bad(not_utf8("line", error.utf8_error())))
         };
-        Record { origin: self.origin, fields }
+        Record {
+            origin: self.origin,
+            fields,
+        }
     }
 }
 
@@ -325,10 +337,16 @@ impl columns::Row {
     fn record(self, width: usize) -> Record {
         let fields = match self.fields {
             Ok(fields) if fields.len() == width => Ok(fields),
-            Ok(fields) => Err(bad(format!("expected {width} columns, as the header has, got {}", fields.len()))),
+            Ok(fields) => Err(bad(format!(
+                "expected {width} columns, as the header has, got {}",
+                fields.len()
+            ))),
             Err(message) => Err(bad(message)),
         };
-        Record { origin: self.origin, fields }
+        Record {
+            origin: self.origin,
+            fields,
+        }
     }
 }
 

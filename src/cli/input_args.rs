@@ -31,16 +31,22 @@ pub(super) struct InputArgs {
     ///
     /// A file whose name ends in .csv or .tsv is a table whose first line names the columns: {host} is the column host,
     /// {2} the second.
-    #[arg(long, value_name = "FILE", conflicts_with = "range", requires = "command", help_heading = "Items")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "range",
+        requires = "command",
+        help_heading = "Items"
+    )]
     each: Option<PathBuf>,
     /// The file is a table with commas, whatever its name ends in
-    #[arg(long, requires = "each", conflicts_with_all = ["tsv", "null"], help_heading = "Items")]
+    #[arg(long, conflicts_with_all = ["tsv", "null"], help_heading = "Items")]
     csv: bool,
     /// The file is a table with tabs, without quotes, whatever its name ends in
-    #[arg(long, requires = "each", conflicts_with = "null", help_heading = "Items")]
+    #[arg(long, conflicts_with = "null", help_heading = "Items")]
     tsv: bool,
     /// Items end in NUL and not with the line, as `find -print0` writes them
-    #[arg(long, short = '0', requires = "each", help_heading = "Items")]
+    #[arg(long, short = '0', help_heading = "Items")]
     null: bool,
     /// Run the command for each of these numbers; zeros before the first keep all as wide
     #[arg(long, value_name = "FROM-TO[:STEP]", requires = "command", help_heading = "Items")]
@@ -74,19 +80,33 @@ impl InputArgs {
         let (request, common) = self.request()?;
         let is_single = matches!(request, Request::One(_));
         let input = Input::open(request, common, max_bytes).await.map_err(failure)?;
-        Ok(Opened { input, is_single, is_dry_run })
+        Ok(Opened {
+            input,
+            is_single,
+            is_dry_run,
+        })
     }
 
     fn request(mut self) -> Result<(Request, Job), Failure> {
         let lists = self.lists()?;
+        // clap lets it pass beside FILE, which excludes --each.
+        if self.each.is_none() && (self.csv || self.tsv || self.null) {
+            return Err(usage("--csv, --tsv and --null are about the file of --each"));
+        }
         if self.job.takes_stdin() && self.reads_stdin() {
             return Err(usage("--stdin -: the items come from there"));
         }
         let items = match (self.each, self.range, lists) {
             (Some(file), ..) => Some(match separator(&file, self.csv, self.tsv) {
                 Some(separator) if !self.null => Items::Rows { file, separator },
-                _ if self.null => Items::Lines { file, end: LineEnd::Nul },
-                _ => Items::Lines { file, end: LineEnd::Newline },
+                _ if self.null => Items::Lines {
+                    file,
+                    end: LineEnd::Nul,
+                },
+                _ => Items::Lines {
+                    file,
+                    end: LineEnd::Newline,
+                },
             }),
             (None, Some(numbers), _) => Some(Items::Numbers(numbers)),
             (None, None, lists) => lists.map(Items::Lists),
@@ -109,7 +129,9 @@ impl InputArgs {
             _ => return Ok(lists),
         };
         match lists {
-            Some(_) => Err(usage(&format!("{other} and ::: both give items: leave one of them out"))),
+            Some(_) => Err(usage(&format!(
+                "{other} and ::: both give items: leave one of them out"
+            ))),
             None => Ok(None),
         }
     }
@@ -151,7 +173,11 @@ pub(super) async fn dry_run(source: &mut impl Source) -> Result<Exit, Failure> {
                 lines.extend_from_slice(&job);
                 lines.push(b'\n');
             }
-            Some(Item { job: Err(error), origin, .. }) => {
+            Some(Item {
+                job: Err(error),
+                origin,
+                ..
+            }) => {
                 exit = Exit::JobsFailed;
                 print::note(&format!("{origin}: not a job: {error}"));
             }

@@ -70,7 +70,10 @@ impl JobArgs {
     /// What many jobs have in common: all but the command.
     pub(super) fn common(self) -> Result<Job, Failure> {
         if self.id.is_some() {
-            return Err(Failure::new(Exit::Usage, "--id: an id is for one job, and these are many"));
+            return Err(Failure::new(
+                Exit::Usage,
+                "--id: an id is for one job, and these are many",
+            ));
         }
         let mut job = self.job(vec!["some".to_owned()])?;
         job.command = None;

@@ -256,22 +256,6 @@ mod tests {
     }
 
     #[test]
-    fn distance_counts_the_letters_to_change() {
-        for (from, to, expected) in [
-            ("", "", 0),
-            ("", "abc", 3),
-            ("kitten", "sitting", 3),
-            ("slots", "slots", 0),
-        ] {
-            assert_eq!(
-                (distance(from, to), distance(to, from)),
-                (expected, expected),
-                "{from} {to}"
-            );
-        }
-    }
-
-    #[test]
     fn a_path_is_written_as_in_toml() {
         assert_eq!(KeyPath::of("retry.max").to_string(), "retry.max");
         assert_eq!(KeyPath::top(ENV).join("A.B \"C\"").to_string(), r#"env."A.B \"C\"""#);

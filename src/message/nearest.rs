@@ -16,18 +16,23 @@ pub(crate) fn most_typos(name: &str) -> usize {
     (name.chars().count() / 3).max(1)
 }
 
-/// Counts the letters to insert, remove or replace to make one text of the other (Levenshtein).
+/// Counts the letters to insert, remove, replace or swap with their neighbours to make one text of the other (the optimal
+/// string alignment of Damerau and Levenshtein).
 pub(crate) fn distance(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
+    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
+    let mut above: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
+    for (i, a) in from.iter().enumerate() {
+        let mut below = vec![i + 1];
         for (j, b) in to.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+            let changed = row[j] + usize::from(a != b);
+            let mut least = changed.min(row[j + 1] + 1).min(below[j] + 1);
+            if i > 0 && j > 0 && (a, &from[i - 1]) == (&to[j - 1], b) {
+                least = least.min(above[j - 1] + 1);
+            }
+            below.push(least);
         }
+        above = std::mem::replace(&mut row, below);
     }
     row[to.len()]
 }
@@ -38,9 +43,27 @@ mod tests {
 
     #[test]
     fn the_nearest_name_is_one_that_may_have_been_meant() {
-        assert_eq!(nearest("hots", ["user", "host", "hosts"]), Some("hosts"));
+        assert_eq!(nearest("hots", ["user", "hosts", "host"]), Some("hosts"));
         assert_eq!(nearest("hostt", ["user", "host"]), Some("host"));
         assert_eq!(nearest("colour", ["user", "host"]), None);
         assert_eq!(nearest("x", []), None);
+    }
+
+    #[test]
+    fn distance_counts_the_letters_to_change() {
+        for (from, to, expected) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("kitten", "sitting", 3),
+            ("slots", "slots", 0),
+            ("hots", "host", 1),
+            ("ca", "abc", 3),
+        ] {
+            assert_eq!(
+                (distance(from, to), distance(to, from)),
+                (expected, expected),
+                "{from} {to}"
+            );
+        }
     }
 }

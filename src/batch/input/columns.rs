@@ -59,7 +59,12 @@ struct Partial {
 impl Columns {
     /// Opens a table. Of a row larger than `max_row` bytes nothing is kept.
     pub(super) async fn open(file: &Path, separator: Separator, max_row: usize) -> io::Result<Self> {
-        Ok(Self::new(lines::name_of(file), lines::open(file).await?, separator, max_row))
+        Ok(Self::new(
+            lines::name_of(file),
+            lines::open(file).await?,
+            separator,
+            max_row,
+        ))
     }
 
     fn new(name: String, reader: Reader, separator: Separator, max_row: usize) -> Self {
@@ -84,14 +89,18 @@ impl Columns {
     pub(super) async fn header(&mut self) -> io::Result<Vec<String>> {
         let invalid = |message: String| io::Error::new(io::ErrorKind::InvalidData, message);
         let Some(mut row) = self.next().await? else {
-            return Err(invalid(format!("{} has no header: its first line names the columns", self.name)));
+            return Err(invalid(format!(
+                "{} has no header: its first line names the columns",
+                self.name
+            )));
         };
         if let Ok([first, ..]) = row.fields.as_deref_mut()
             && let Some(name) = first.strip_prefix('\u{feff}')
         {
             *first = name.to_owned(); // a byte order mark, as spreadsheets write it
         }
-        row.fields.map_err(|message| invalid(format!("{}: {message}", row.origin)))
+        row.fields
+            .map_err(|message| invalid(format!("{}: {message}", row.origin)))
     }
 
     /// The next row; `None` after the last.
@@ -116,7 +125,7 @@ impl Columns {
                 continue;
             }
             self.row.begins.get_or_insert(self.line);
-            let (result, read) = self.row.feed(&mut self.parser, &buffer[blank..]);
+            let (result, read) = self.row.feed(&mut self.parser, &buffer[blank..], self.max_row);
             self.line += newlines(&buffer[blank..blank + read]);
             self.reader.consume(blank + read);
             match result {
@@ -151,9 +160,9 @@ impl Partial {
     }
 
     /// Gives the parser what is there; returns what it made of it and how much it took.
-    fn feed(&mut self, parser: &mut csv_core::Reader, input: &[u8]) -> (csv_core::ReadRecordResult, usize) {
+    fn feed(&mut self, parser: &mut csv_core::Reader, input: &[u8], max: usize) -> (csv_core::ReadRecordResult, usize) {
         if self.bytes.is_empty() {
-            self.bytes.resize(ROW, 0);
+            self.bytes.resize(ROW.min(max), 0);
             self.ends.resize(FIELDS, 0);
         }
         let (bytes, ends) = (&mut self.bytes[self.used..], &mut self.ends[self.fields..]);
@@ -181,7 +190,9 @@ impl Partial {
 
     fn take(&mut self, max: usize) -> Result<Vec<String>, String> {
         let fields = if self.too_long {
-            Err(format!("expected a row of at most {max} bytes and {MAX_COLUMNS} columns"))
+            Err(format!(
+                "expected a row of at most {max} bytes and {MAX_COLUMNS} columns"
+            ))
         } else {
             self.fields()
         };
@@ -204,7 +215,10 @@ impl Partial {
 
 /// Says where text is not UTF-8.
 pub(super) fn not_utf8(what: &str, error: std::str::Utf8Error) -> String {
-    format!("{what}: expected UTF-8, got an invalid byte at offset {}", error.valid_up_to())
+    format!(
+        "{what}: expected UTF-8, got an invalid byte at offset {}",
+        error.valid_up_to()
+    )
 }
 
 #[cfg(test)]

@@ -93,7 +93,7 @@ mod tests {
     fn a_gap_is_filled_and_nothing_else_is_touched() {
         let common = json!({
             "id": "c", "command": ["c"], "env": {"A": "c", "B": "c"}, "cwd": "/c", "stdin": "c", "timeout": "9s",
-            "kill_grace": "9s", "term_signal": "INT", "warn_before": "9s", "warn_signal": "HUP",
+            "kill_grace": "9s", "term_signal": "SIGINT", "warn_before": "9s", "warn_signal": "SIGHUP",
             "retry": {"max_attempts": 9, "initial": "9s", "max": "9m", "multiplier": 9.0, "statuses": ["failed"], "exit_codes": [9]},
             "not_before": "2030-01-01T00:00:00Z", "expires_at": "2031-01-01T00:00:00Z", "labels": {"l": "c"},
             "limits": {"processes": 9}, "output": {"max_bytes": "9KiB", "live": true},
@@ -107,7 +107,13 @@ mod tests {
             all[name] = value.clone();
         }
         assert_eq!(filled(&from_line, &common), all);
-        assert_eq!(filled(&all, &json!({"timeout": "1s", "cwd": "/d", "labels": {"l": "d"}, "stdin_base64": ""})), all);
+        assert_eq!(
+            filled(
+                &all,
+                &json!({"timeout": "1s", "cwd": "/d", "labels": {"l": "d"}, "stdin_base64": ""})
+            ),
+            all
+        );
     }
 
     #[test]

@@ -100,7 +100,11 @@ impl Current {
     /// so it is cancel safe.
     async fn read_line(&mut self, end: u8, max: usize) -> io::Result<bool> {
         loop {
-            let buffer = self.reader.fill_buf().await.map_err(|error| unread(&self.name, &error))?;
+            let buffer = self
+                .reader
+                .fill_buf()
+                .await
+                .map_err(|error| unread(&self.name, &error))?;
             if buffer.is_empty() {
                 return Ok(self.has_begun);
             }

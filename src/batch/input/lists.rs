@@ -82,7 +82,10 @@ mod tests {
 
     fn combinations(text: &str) -> Vec<String> {
         let lists = lists(text);
-        let all: Vec<String> = (0..).map_while(|index| lists.get(index)).map(|words| words.join("")).collect();
+        let all: Vec<String> = (0..)
+            .map_while(|index| lists.get(index))
+            .map(|words| words.join(""))
+            .collect();
         assert_eq!(all.len() as u64, lists.len());
         all
     }
@@ -90,7 +93,10 @@ mod tests {
     #[test]
     fn several_lists_are_combined_the_last_the_fastest() {
         assert_eq!(combinations("echo ::: a b"), ["a", "b"]);
-        assert_eq!(combinations("echo ::: a b ::: 1 2 3"), ["a1", "a2", "a3", "b1", "b2", "b3"]);
+        assert_eq!(
+            combinations("echo ::: a b ::: 1 2 3"),
+            ["a1", "a2", "a3", "b1", "b2", "b3"]
+        );
         assert_eq!(combinations("echo ::: a b ::: 1 ::: x y"), ["a1x", "a1y", "b1x", "b1y"]);
         assert_eq!(combinations("echo ::: a ::: :: "), ["a::", "a"]);
         assert_eq!(combinations("echo ::: a :::"), [""; 0]);
@@ -106,7 +112,9 @@ mod tests {
 
     #[test]
     fn other_separators_of_gnu_parallel_are_not_taken_for_words() {
-        let error = Lists::split_off(&mut words("echo ::: a :::+ b")).unwrap_err().to_string();
+        let error = Lists::split_off(&mut words("echo ::: a :::+ b"))
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, ":::+ is not supported; give a table with --tsv or --csv");
     }
 }

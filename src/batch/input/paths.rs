@@ -28,7 +28,9 @@ const MARKS: [(&str, Form); 4] = [
 impl Form {
     /// Cuts the marks off the end of what is in braces.
     pub(super) fn split(place: &str) -> (&str, Self) {
-        let found = MARKS.iter().find_map(|(mark, form)| Some((place.strip_suffix(mark)?, *form)));
+        let found = MARKS
+            .iter()
+            .find_map(|(mark, form)| Some((place.strip_suffix(mark)?, *form)));
         found.unwrap_or((place, Self::Whole))
     }
 

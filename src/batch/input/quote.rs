@@ -26,7 +26,10 @@ mod tests {
     fn a_command_is_shown_as_a_shell_takes_it() {
         let shown = |words: &[&str]| quote(&words.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(shown(&["echo", "a/b.c", "x=1"]), "echo a/b.c x=1");
-        assert_eq!(shown(&["echo", "A b", "", "$x", "it's"]), r"echo 'A b' '' '$x' 'it'\''s'");
+        assert_eq!(
+            shown(&["echo", "A b", "", "$x", "it's"]),
+            r"echo 'A b' '' '$x' 'it'\''s'"
+        );
         assert_eq!(shown(&["echo", "a\tb\n\"\x1b[2J'"]), r#"echo $'a\tb\n"\u{1b}[2J\''"#);
     }
 }

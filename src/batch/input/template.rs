@@ -209,7 +209,10 @@ fn find(
     }
     if place.chars().all(|c| "./#%".contains(c)) {
         let meant = nearest(place, MARKS).unwrap_or_default();
-        return Err(TemplateError::Marks { place: place.to_owned(), meant });
+        return Err(TemplateError::Marks {
+            place: place.to_owned(),
+            meant,
+        });
     }
     if is_name(which) && !is_shells {
         match shape {
@@ -223,11 +226,17 @@ fn find(
 fn column(place: &str, shape: &Shape) -> Result<Option<Piece>, TemplateError> {
     let Shape::Columns(names) = shape else { return Ok(None) };
     for (name, form) in [(place, Form::Whole), Form::split(place)] {
-        let mut found = names.iter().enumerate().filter(|(_, column)| !name.is_empty() && *column == name);
+        let mut found = names
+            .iter()
+            .enumerate()
+            .filter(|(_, column)| !name.is_empty() && *column == name);
         match (found.next(), found.next()) {
             (Some((index, _)), None) => return Ok(Some(Piece::Field(index, form))),
             (Some((index, _)), Some(_)) => {
-                return Err(TemplateError::Ambiguous { name: name.to_owned(), first: index + 1 });
+                return Err(TemplateError::Ambiguous {
+                    name: name.to_owned(),
+                    first: index + 1,
+                });
             }
             _ => {}
         }
@@ -240,10 +249,16 @@ fn no_column(name: &str, names: &[String]) -> TemplateError {
         Some(meant) => format!("did you mean {{{meant}}}?"),
         None => {
             let names: Vec<String> = names.iter().map(|name| format!("{{{name}}}")).collect();
-            format!("there are {}; with spaces in the braces it is left as it is", names.join(" "))
+            format!(
+                "there are {}; with spaces in the braces it is left as it is",
+                names.join(" ")
+            )
         }
     };
-    TemplateError::Column { name: name.to_owned(), advice }
+    TemplateError::Column {
+        name: name.to_owned(),
+        advice,
+    }
 }
 
 /// A word that looks as if it named something.
@@ -259,7 +274,9 @@ fn position(text: &str) -> Option<i64> {
 }
 
 fn index(position: i64, fields: usize) -> Option<usize> {
-    let from_start = usize::try_from(position).ok().and_then(|position| position.checked_sub(1));
+    let from_start = usize::try_from(position)
+        .ok()
+        .and_then(|position| position.checked_sub(1));
     let from_end = || fields.checked_sub(usize::try_from(position.checked_neg()?).ok()?);
     from_start.or_else(from_end).filter(|index| *index < fields)
 }

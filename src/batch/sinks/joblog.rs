@@ -38,7 +38,8 @@ impl JobLog {
     /// # Errors
     /// When it cannot be opened.
     pub async fn open(path: &Path) -> io::Result<Self> {
-        let failed = |error: io::Error| io::Error::new(error.kind(), format!("failed to open {}: {error}", path.display()));
+        let failed =
+            |error: io::Error| io::Error::new(error.kind(), format!("failed to open {}: {error}", path.display()));
         let opened = OpenOptions::new().create(true).append(true).open(path).await;
         let mut file = opened.map_err(failed)?;
         let length = file.seek(SeekFrom::End(0)).await.unwrap_or(0); // a pipe has none
@@ -51,7 +52,13 @@ impl JobLog {
 }
 
 fn write_line(lines: &mut String, finished: &Finished<'_>) {
-    let JobResult { worker, exit_code, signal, stdout, .. } = finished.result;
+    let JobResult {
+        worker,
+        exit_code,
+        signal,
+        stdout,
+        ..
+    } = finished.result;
     let started = finished.result.started_at.unwrap_or(finished.result.finished_at);
     let started = started.as_millisecond();
     let took = finished.result.duration_ms;
@@ -59,7 +66,11 @@ fn write_line(lines: &mut String, finished: &Finished<'_>) {
     let signal = signal.map_or(0, |signal| signal.number());
     // Who was ended by a signal has exit code 0 there, and 9 or 15 behind it.
     let exit = exit_code.unwrap_or(if signal == 0 { -1 } else { 0 });
-    let name = if finished.title.is_empty() { finished.result.job_id.as_str() } else { finished.title };
+    let name = if finished.title.is_empty() {
+        finished.result.job_id.as_str()
+    } else {
+        finished.title
+    };
     let written = writeln!(
         lines,
         "{}\t{}\t{seconds}.{millis:03}\t{:>6}.{:03}\t0\t{}\t{exit}\t{signal}\t{}",
@@ -86,13 +97,20 @@ impl Sink for JobLog {
 
     fn flush(&mut self) -> BoxFuture<'_, io::Result<()>> {
         Box::pin(async {
+            if self.lines.is_empty() {
+                return Ok(());
+            }
             let lines = std::mem::take(&mut self.lines);
             let written = async {
                 self.file.write_all(lines.as_bytes()).await?;
                 self.file.flush().await
             };
-            let failed =
-                |error: io::Error| io::Error::new(error.kind(), format!("failed to write {}: {error}", self.path.display()));
+            let failed = |error: io::Error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("failed to write {}: {error}", self.path.display()),
+                )
+            };
             written.await.map_err(failed)
         })
     }

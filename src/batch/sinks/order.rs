@@ -112,8 +112,20 @@ fn give(sink: &mut impl Sink, seq: u64, results: &[Kept]) -> io::Result<()> {
     if results.is_empty() {
         sink.skip(seq);
     }
-    for Kept { origin, title, result, json } in results {
-        sink.take(&Finished { seq, origin, title, result, json })?;
+    for Kept {
+        origin,
+        title,
+        result,
+        json,
+    } in results
+    {
+        sink.take(&Finished {
+            seq,
+            origin,
+            title,
+            result,
+            json,
+        })?;
     }
     Ok(())
 }

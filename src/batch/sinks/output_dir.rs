@@ -42,7 +42,13 @@ impl OutputDir {
 
 /// The name of a job's files, without what tells the stream.
 fn name(seq: u64, id: &JobId) -> String {
-    let safe = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '_' { c } else { '-' };
+    let safe = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '.' || c == '_' {
+            c
+        } else {
+            '-'
+        }
+    };
     let id: String = id.as_str().chars().take(MAX_ID).map(safe).collect();
     format!("{seq:0DIGITS$}-{id}")
 }
@@ -55,8 +61,10 @@ fn content(output: &Output) -> io::Result<Bytes> {
 impl Sink for OutputDir {
     fn take(&mut self, finished: &Finished<'_>) -> io::Result<()> {
         let name = name(finished.seq, &finished.result.job_id);
-        self.files.push((format!("{name}.stdout"), content(&finished.result.stdout)?));
-        self.files.push((format!("{name}.stderr"), content(&finished.result.stderr)?));
+        self.files
+            .push((format!("{name}.stdout"), content(&finished.result.stdout)?));
+        self.files
+            .push((format!("{name}.stderr"), content(&finished.result.stderr)?));
         Ok(())
     }
 
@@ -67,7 +75,11 @@ impl Sink for OutputDir {
             if files.is_empty() {
                 return Ok(());
             }
-            let written = tokio::task::spawn_blocking(move || files.iter().try_for_each(|(name, content)| write(&folder, name, content)));
+            let written = tokio::task::spawn_blocking(move || {
+                files
+                    .iter()
+                    .try_for_each(|(name, content)| write(&folder, name, content))
+            });
             written.await.map_err(io::Error::other)?
         })
     }
