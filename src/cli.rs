@@ -3,6 +3,8 @@
 //! Data goes to stdout, words for people to stderr, and the exit code is one of [`exit::Exit`]. The one Tokio runtime
 //! is made here.
 
+#[allow(dead_code, reason = "`batch` uses it")]
+mod batch_view;
 mod broker_args;
 mod cancel;
 mod cgroup_args;

@@ -60,7 +60,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
 ];
 
 /// Packages that have one home, and it.
-const HOMES: [(&str, &str); 7] = [
+const HOMES: [(&str, &str); 9] = [
     ("lapin", "src/transport/amqp"),
     ("deadpool", "src/transport/amqp"),
     ("async_rs", "src/transport/amqp/socket.rs"),
@@ -68,6 +68,8 @@ const HOMES: [(&str, &str); 7] = [
     ("backoff", "src/flow/retry.rs"),
     ("prometheus", "src/metrics"),
     ("clap", "src/cli"),
+    ("indicatif", "src/cli/batch_view"),
+    ("csv_core", "src/batch/input/columns.rs"),
 ];
 
 /// No file of the models we learn from is longer; tests at its end not counted.

@@ -4,6 +4,8 @@ use std::io::{self, IsTerminal, Write};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
+use super::environment;
+
 /// Writes data to stdout.
 ///
 /// Whoever reads it may stop reading without going away, so a caller can drop this and go on; what was not written by
@@ -45,9 +47,14 @@ pub(super) fn note(text: &str) {
     let _ = io::stderr().lock().write_all(format!("synthex: {text}\n").as_bytes());
 }
 
+/// Whether what is written to stderr may have colours: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+pub(super) fn has_colours() -> bool {
+    io::stderr().is_terminal() && !environment::no_color()
+}
+
 /// Tells people on stderr what went wrong, all of it if it is several lines.
 pub(super) fn error(text: &str) {
-    let red = if io::stderr().is_terminal() {
+    let red = if has_colours() {
         ("\x1b[31m", "\x1b[0m")
     } else {
         ("", "")
