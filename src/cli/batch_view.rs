@@ -6,7 +6,7 @@
 //! - [`printer`] gives results to stdout and stderr.
 //!
 //! Counting is done in the batch's own loop and never waits. Drawing is done by [`View::keep_showing`], beside it, on a
-//! thread that may block: a terminal that was stopped (Ctrl-S) holds back what is shown and nothing else.
+//! thread that may block.
 
 mod printer;
 mod screen;

@@ -114,25 +114,17 @@ impl Screen {
         let mut text = String::new();
         match &self.how {
             How::Json(told) => {
-                for note in notes {
-                    push_json(&mut text, json!(note));
-                }
+                notes.iter().for_each(|note| push_json(&mut text, json!(note)));
                 let mut told = told.lock().expect("no holder panics");
                 if told.is_none_or(|told| now - told >= JSON_EVERY) {
                     *told = Some(now);
                     push_json(&mut text, event("progress", json!(snapshot)));
                 }
             }
-            how => {
-                for note in notes {
-                    push_line(&mut text, &note.line());
-                }
-                if let How::Lines(pace) = how
-                    && pace.lock().expect("no holder panics").is_due(now)
-                {
-                    push_line(&mut text, &snapshot.line());
-                }
+            How::Lines(pace) if pace.lock().expect("no holder panics").is_due(now) => {
+                push_line(&mut text, &snapshot.line());
             }
+            _ => {}
         }
         text
     }

