@@ -1,0 +1,17 @@
+//! Many jobs from one place, through the binary: `synthex run` and `synthex batch`.
+
+#![allow(
+    clippy::unwrap_used,        // a test that cannot go on should stop
+    clippy::disallowed_methods  // thread::sleep, between looks at what gives no event
+)]
+
+mod support;
+
+#[path = "batch/inputs.rs"]
+mod inputs;
+#[path = "batch/outputs.rs"]
+mod outputs;
+#[path = "batch/recipes.rs"]
+mod recipes;
+#[path = "batch/terminal.rs"]
+mod terminal;
