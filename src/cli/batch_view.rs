@@ -100,6 +100,11 @@ impl ViewArgs {
         Ok(sinks)
     }
 
+    /// Whether results are asked for on stdout although they go to a file.
+    pub(super) const fn shows_results(&self) -> bool {
+        self.json || self.tag || self.keep_order
+    }
+
     /// How many items the input may be ahead of the results that are shown, for `--keep-order`.
     pub(super) fn window(&self, max_in_flight: NonZeroU32) -> Option<NonZeroU32> {
         self.keep_order.then_some(max_in_flight)
@@ -158,6 +163,11 @@ impl View {
     /// What results are shown by.
     pub(super) fn printer(&self) -> Printer {
         Printer::new(self.screen.terminal(), self.json, self.tag, self.is_single)
+    }
+
+    /// Whether it is of one command alone.
+    pub(super) const fn is_single(&self) -> bool {
+        self.is_single
     }
 
     /// Shows how far it is, for ever.

@@ -146,7 +146,7 @@ impl Fleet {
         let worker = Cli::new(["worker", "--metrics-addr", "none", pool.to_str().unwrap()])
             .env("SYNTHEX_AMQP_URL", vhost.url())
             .spawn();
-        worker.wait_for_line(|line| line.contains("ready"));
+        worker.wait_for_line(|line| line.contains("INFO consuming"));
         Self {
             vhost,
             _broker: broker,
