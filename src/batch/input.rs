@@ -119,7 +119,7 @@ enum Kind {
 
 enum Records {
     Lines(Lines),
-    Rows(Columns, usize),
+    Rows(Box<Columns>, usize),
     Numbers(NumberRange),
     Lists(Lists),
 }
@@ -279,7 +279,7 @@ impl Items {
             Self::Rows { file, separator } => {
                 let mut columns = Columns::open(&file, separator, max_bytes).await?;
                 let names = columns.header().await?;
-                (Records::Rows(columns, names.len()), Shape::Columns(names))
+                (Records::Rows(Box::new(columns), names.len()), Shape::Columns(names))
             }
             Self::Numbers(numbers) => (Records::Numbers(numbers), Shape::Fields(1)),
             Self::Lists(lists) => {
@@ -393,7 +393,7 @@ async fn are_countable(files: &[PathBuf]) -> bool {
 
 async fn regular_size(file: &Path) -> Option<u64> {
     let found = tokio::fs::metadata(file).await.ok()?;
-    (!lines::is_stdin(file) && found.is_file()).then(|| found.len())
+    (!lines::is_stdin(file) && found.is_file()).then_some(found.len())
 }
 
 #[cfg(test)]

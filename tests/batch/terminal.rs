@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,8 +16,8 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 /// How long the screen may take to show what it has to.
 const LIMIT: Duration = Duration::from_secs(30);
-const ROWS: u16 = 12;
-const COLUMNS: u16 = 80;
+const ROWS: NonZeroU16 = NonZeroU16::new(12).unwrap();
+const COLUMNS: NonZeroU16 = NonZeroU16::new(80).unwrap();
 
 /// A program on a terminal.
 struct OnTerminal {
@@ -110,8 +111,8 @@ fn open() -> (OwnedFd, File) {
     let name = ptsname(&screen, Vec::new()).unwrap();
     let terminal = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let size = Winsize {
-        ws_row: ROWS,
-        ws_col: COLUMNS,
+        ws_row: ROWS.get(),
+        ws_col: COLUMNS.get(),
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
@@ -124,7 +125,7 @@ fn lines(written: &[u8]) -> Vec<String> {
     terminal.process(written);
     let mut lines: Vec<String> = terminal
         .screen()
-        .rows(0, COLUMNS)
+        .rows(0, COLUMNS.get())
         .map(|line| line.trim_end().to_owned())
         .collect();
     while lines.last().is_some_and(String::is_empty) {
