@@ -450,6 +450,7 @@ fn the_schemas_on_disk_are_those_of_the_types() {
     compare("job.v1.json", &schema::job());
     compare("result.v1.json", &schema::result());
     compare("control.v1.json", &schema::control());
+    compare("batch.v1.json", &schema::batch());
 }
 
 #[test]

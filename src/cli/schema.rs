@@ -21,6 +21,8 @@ enum What {
     Result,
     /// What an operator tells workers, and what they reply
     Control,
+    /// What is said of batches, and a line of a results file
+    Batch,
     /// A pool file, read as JSON
     Pool,
 }
@@ -30,6 +32,7 @@ pub(super) async fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
         What::Job => message::schema::job(),
         What::Result => message::schema::result(),
         What::Control => message::schema::control(),
+        What::Batch => message::schema::batch(),
         What::Pool => config::schema(),
     };
     print::data(message::schema::render(&schema).as_bytes())

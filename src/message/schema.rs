@@ -8,6 +8,7 @@ use schemars::transform::transform_subschemas;
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value};
 
+use super::batch::AnyOfBatches;
 use super::control::AnyMessage;
 use super::job::Job;
 use super::result::JobResult;
@@ -25,6 +26,11 @@ pub fn result() -> Value {
 /// Returns the JSON Schema of what operators tell workers and of their replies, for tools of one's own.
 pub fn control() -> Value {
     of::<AnyMessage>(SchemaSettings::draft2020_12().for_deserialize())
+}
+
+/// Returns the JSON Schema of what is said of batches, for who follows them and for who reads their results.
+pub fn batch() -> Value {
+    of::<AnyOfBatches>(SchemaSettings::draft2020_12().for_serialize())
 }
 
 fn of<T: JsonSchema>(settings: SchemaSettings) -> Value {
