@@ -3,7 +3,8 @@
 //! Data goes to stdout, words for people to stderr, and the exit code is one of [`exit::Exit`]. The one Tokio runtime
 //! is made here.
 
-#[allow(dead_code, reason = "`batch` uses it")]
+mod batch;
+mod batch_args;
 mod batch_view;
 mod broker_args;
 mod cancel;
@@ -14,10 +15,8 @@ mod dead;
 mod drain;
 mod environment;
 pub mod exit;
-#[allow(dead_code, reason = "`batch` uses it")]
 mod input_args;
 mod job_args;
-mod lines;
 mod logging;
 mod man;
 mod operator;
@@ -75,6 +74,7 @@ enum Command {
     Run(run::RunArgs),
     Worker(worker::WorkerArgs),
     Submit(submit::SubmitArgs),
+    Batch(Box<batch::BatchArgs>),
     Cancel(cancel::CancelArgs),
     Pause(pause::PauseArgs),
     Resume(resume::ResumeArgs),
@@ -166,6 +166,7 @@ fn execute(command: Command) -> Result<Exit, Failure> {
         Command::Run(args) => on_the_runtime(run::run(args, spawners.expect(RUNS_COMMANDS)).boxed()),
         Command::Worker(args) => on_the_runtime(worker::run(args, spawners.expect(RUNS_COMMANDS)).boxed()),
         Command::Submit(args) => runtime.block_on(submit::run(args)),
+        Command::Batch(args) => runtime.block_on(batch::run(*args)),
         Command::Cancel(args) => runtime.block_on(cancel::run(args)),
         Command::Pause(args) => runtime.block_on(pause::run(args)),
         Command::Resume(args) => runtime.block_on(resume::run(args)),

@@ -23,7 +23,8 @@
 //!
 //! Steps 1 to 6 are [`worker`]; every one of them tells an [`Event`](worker::event::Event) to observers, of which
 //! [`metrics`] and the log are two. Operators tell workers what not to run, ask how
-//! they are, and see to what came to a bad end through [`control`]. [`app`] puts the parts together, [`cli`] is one file a
+//! they are, and see to what came to a bad end through [`control`]; many jobs from one place are a [`batch`].
+//! [`app`] puts the parts together, [`cli`] is one file a
 //! subcommand.
 //!
 //! # Reading order

@@ -25,7 +25,6 @@ use super::exit::{Exit, Failure};
 use super::{environment, print};
 use crate::batch::sinks::{JobLog, OutputDir};
 use crate::batch::{Progress, Sink, Watcher};
-use crate::message::Status;
 pub(super) use printer::Printer;
 use screen::Screen;
 use tally::Tally;
@@ -87,6 +86,11 @@ impl Mode {
 }
 
 impl ViewArgs {
+    /// Whether results are asked for on stdout although they go to a file.
+    pub(super) const fn shows_results(&self) -> bool {
+        self.json || self.tag || self.keep_order
+    }
+
     /// Opens the files that results go to, besides what is shown.
     pub(super) async fn files(&self) -> Result<Vec<Box<dyn Sink>>, Failure> {
         let failed = |error: std::io::Error| Failure::new(Exit::Usage, error.to_string());
@@ -98,11 +102,6 @@ impl ViewArgs {
             sinks.push(Box::new(JobLog::open(file).await.map_err(failed)?));
         }
         Ok(sinks)
-    }
-
-    /// Whether results are asked for on stdout although they go to a file.
-    pub(super) const fn shows_results(&self) -> bool {
-        self.json || self.tag || self.keep_order
     }
 
     /// How many items the input may be ahead of the results that are shown, for `--keep-order`.
@@ -191,20 +190,22 @@ impl View {
         self.screen.show(snapshot, notes).await;
     }
 
-    /// Shows what is left to show, and how it ended: all of it where `at_length`, or where progress was shown. `results`
-    /// says where they are.
-    pub(super) async fn end(&self, at_length: bool, results: Option<&str>) {
-        self.show().await;
-        let summary = lock(&self.tally).summary(Instant::now());
-        self.screen
-            .end(summary, !self.json, at_length || self.says_all, results)
-            .await;
+    /// Tells of items that are no jobs, where results, which tell of them too, are not shown.
+    pub(super) fn tell_of_bad_items(&mut self) {
+        self.screen.tell_of_bad_items();
     }
 
-    /// How many jobs ended how, and how many items were no jobs.
-    pub(super) fn counts(&self) -> (std::collections::BTreeMap<Status, u64>, u64) {
-        let tally = lock(&self.tally);
-        (tally.by_status().clone(), tally.bad())
+    /// Shows what is left to show, and how it ended: at length where progress was shown, or `results` has the file that
+    /// they are in. `is_whole` says that nothing is missing.
+    pub(super) async fn end(&self, is_whole: bool, results: Option<&str>) {
+        self.show().await;
+        let summary = lock(&self.tally).summary(Instant::now());
+        let at_length = self.says_all || (results.is_some() && !self.json);
+        let lines = match at_length || !self.json {
+            true => summary.lines(is_whole, at_length, results),
+            false => Vec::new(),
+        };
+        self.screen.end(&summary, &lines, results).await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use nix::unistd::{Uid, User};
 
-use super::broker_args::{BrokerArgs, ConnectArgs, Patience};
+use super::broker_args::{BrokerArgs, ClientError, ConnectArgs, Patience};
 use super::exit::{Exit, Failure};
 use super::print;
 use crate::control::fleet::{self, Question, Target, Wait};
@@ -47,6 +47,29 @@ impl<'a> Operator<'a> {
     /// The patience for one thing to do: an operator may wait for workers much longer than a broker may be away.
     fn patience(&self) -> Result<Patience, Failure> {
         self.args.connect.patience(&self.args.broker)
+    }
+
+    /// The broker.
+    pub(super) fn broker(&self) -> &Amqp {
+        &self.broker
+    }
+
+    /// The names of its exchanges and queues.
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Does `work` until the broker answers, as long as a client tries to reach it.
+    pub(super) async fn persist<T, E: ClientError>(
+        &self,
+        work: impl AsyncFnMut() -> Result<T, E>,
+    ) -> Result<T, Failure> {
+        self.patience()?.persist(work).await
+    }
+
+    /// How many messages wait in a queue; `None` when there is no such queue.
+    pub(super) async fn queue_depth(&self, queue: &str) -> Result<Option<QueueDepth>, Failure> {
+        self.persist(async || self.broker.queue_depth(queue).await).await
     }
 
     /// Publishes; whether there was anybody to take it.

@@ -69,6 +69,7 @@ struct Waiting {
 }
 
 struct Kept {
+    submission: u8,
     origin: String,
     title: String,
     result: JobResult,
@@ -76,17 +77,6 @@ struct Kept {
 }
 
 impl<Snk: Sink> InOrder<Snk> {
-    /// Gives on what still waits, at the end of a batch that was stopped: items in front of it have no end.
-    ///
-    /// # Errors
-    /// When the sink takes no more.
-    pub fn give_rest(&mut self) -> io::Result<()> {
-        for (seq, waiting) in std::mem::take(&mut self.waiting) {
-            give(&mut self.sink, seq, &waiting.results)?;
-        }
-        Ok(())
-    }
-
     /// The sink itself.
     pub fn get_mut(&mut self) -> &mut Snk {
         &mut self.sink
@@ -94,6 +84,9 @@ impl<Snk: Sink> InOrder<Snk> {
 
     /// Ends an item; gives on what it held back.
     fn end(&mut self, seq: u64) -> io::Result<()> {
+        if seq < self.next {
+            return Ok(()); // its result came before it was read, and it has left
+        }
         self.waiting.entry(seq).or_default().has_ended = true;
         while let Some(first) = self.waiting.first_entry() {
             if *first.key() != self.next || !first.get().has_ended {
@@ -113,6 +106,7 @@ fn give(sink: &mut impl Sink, seq: u64, results: &[Kept]) -> io::Result<()> {
         sink.skip(seq);
     }
     for Kept {
+        submission,
         origin,
         title,
         result,
@@ -121,6 +115,7 @@ fn give(sink: &mut impl Sink, seq: u64, results: &[Kept]) -> io::Result<()> {
     {
         sink.take(&Finished {
             seq,
+            submission: *submission,
             origin,
             title,
             result,
@@ -132,8 +127,11 @@ fn give(sink: &mut impl Sink, seq: u64, results: &[Kept]) -> io::Result<()> {
 
 impl<Snk: Sink> Sink for InOrder<Snk> {
     fn skip(&mut self, seq: u64) {
-        // The sink's error comes again with the next result.
-        let _ = self.end(seq);
+        // What an earlier run submitted may have had its result before it was read; then it has left.
+        if seq >= self.next {
+            // The sink's error comes again with the next result.
+            let _ = self.end(seq);
+        }
     }
 
     fn take(&mut self, finished: &Finished<'_>) -> io::Result<()> {
@@ -142,6 +140,7 @@ impl<Snk: Sink> Sink for InOrder<Snk> {
             return self.sink.take(finished); // a second end of an item that has left: nothing to wait for
         }
         self.waiting.entry(seq).or_default().results.push(Kept {
+            submission: finished.submission,
             origin: finished.origin.to_owned(),
             title: finished.title.to_owned(),
             result: finished.result.clone(),
@@ -151,6 +150,14 @@ impl<Snk: Sink> Sink for InOrder<Snk> {
             true => self.end(seq),
             false => Ok(()),
         }
+    }
+
+    /// Gives on what still waits, at the end of a batch that was stopped: items in front of it have no end.
+    fn conclude(&mut self) -> io::Result<()> {
+        for (seq, waiting) in std::mem::take(&mut self.waiting) {
+            give(&mut self.sink, seq, &waiting.results)?;
+        }
+        self.sink.conclude()
     }
 
     fn flush(&mut self) -> BoxFuture<'_, io::Result<()>> {

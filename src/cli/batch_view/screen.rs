@@ -22,6 +22,7 @@ const HZ: u8 = 20;
 pub(super) struct Screen {
     how: How,
     terminal: Terminal,
+    tells_of_bad_items: bool,
 }
 
 enum How {
@@ -61,6 +62,7 @@ impl Screen {
                 bar: Some(bar),
                 shares_stdout: io::stdout().is_terminal(),
             },
+            tells_of_bad_items: false,
         }
     }
 
@@ -85,7 +87,16 @@ impl Screen {
             bar: None,
             shares_stdout: false,
         };
-        Self { how, terminal }
+        Self {
+            how,
+            terminal,
+            tells_of_bad_items: false,
+        }
+    }
+
+    /// Tells people, too, of items that are no jobs.
+    pub(super) fn tell_of_bad_items(&mut self) {
+        self.tells_of_bad_items = true;
     }
 
     /// Where results are written.
@@ -120,30 +131,28 @@ impl Screen {
                     *told = Some(now);
                     push_json(&mut text, event("progress", json!(snapshot)));
                 }
+                return text;
             }
-            How::Lines(pace) if pace.lock().expect("no holder panics").is_due(now) => {
-                push_line(&mut text, &snapshot.line());
-            }
+            _ if self.tells_of_bad_items => notes.iter().for_each(|note| push_line(&mut text, &note.line())),
             _ => {}
+        }
+        if let How::Lines(pace) = &self.how
+            && pace.lock().expect("no holder panics").is_due(now)
+        {
+            push_line(&mut text, &snapshot.line());
         }
         text
     }
 
-    /// Takes the bar away and tells how it ended: in words where `words` are wanted, and all of them `at_length`.
-    pub(super) async fn end(&self, summary: Summary, words: bool, at_length: bool, results: Option<&str>) {
+    /// Takes the bar away and tells how it ended: people by these lines, programs by an object.
+    pub(super) async fn end(&self, summary: &Summary, lines: &[String], results: Option<&str>) {
         let mut text = String::new();
-        match &self.how {
-            How::Json(_) => {
-                let mut summary = event("summary", json!(summary));
-                summary["results"] = json!(results);
-                push_json(&mut text, summary);
-            }
-            How::Nothing if !words => {}
-            _ if words || at_length => {
-                let lines = summary.lines(at_length, results);
-                lines.iter().for_each(|line| push_line(&mut text, line));
-            }
-            _ => {}
+        if let How::Json(_) = self.how {
+            let mut summary = event("summary", json!(summary));
+            summary["results"] = json!(results);
+            push_json(&mut text, summary);
+        } else {
+            lines.iter().for_each(|line| push_line(&mut text, line));
         }
         let terminal = self.terminal.clone();
         let _ = blocking(move || {

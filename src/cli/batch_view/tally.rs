@@ -13,6 +13,8 @@ use crate::message::Status;
 const SLOWEST: usize = 3;
 /// Letters of a name that is shown.
 const NAME: usize = 60;
+/// Jobs that took less are not called slow.
+const SLOW: Duration = Duration::from_secs(1);
 /// The speed is that of so many samples, a second apart at least.
 const SAMPLES: usize = 15;
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -44,7 +46,7 @@ pub(super) struct Slow {
     pub(super) title: String,
 }
 
-/// Something to tell programs at once; people are told with the results.
+/// Something to tell programs at once, and people who are not shown the results.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(super) enum Note {
@@ -166,14 +168,6 @@ impl Tally {
     /// Final results of this run.
     fn finished(&self) -> u64 {
         self.by_status.values().sum()
-    }
-
-    pub(super) fn by_status(&self) -> &BTreeMap<Status, u64> {
-        &self.by_status
-    }
-
-    pub(super) fn bad(&self) -> u64 {
-        self.bad
     }
 
     /// What is to be told, once.
@@ -299,26 +293,34 @@ impl Snapshot {
     }
 }
 
-impl Summary {
-    /// In words: first how many ended how, then how long it took and where the results are.
-    pub(super) fn lines(&self, at_length: bool, results: Option<&str>) -> Vec<String> {
-        let mut lines = Vec::new();
-        if let Some(line) = self.by_status() {
-            lines.push(line);
+impl Note {
+    pub(super) fn line(&self) -> String {
+        match self {
+            Self::BadItem { origin, message, .. } => format!("{origin}: not a job: {message}"),
+            Self::MoreBadItems { count } => format!("{count} more are not jobs"),
         }
+    }
+}
+
+impl Summary {
+    /// In words: first how many ended how, then how long it took and where the results are. `is_whole` says that nothing is
+    /// missing.
+    pub(super) fn lines(&self, is_whole: bool, at_length: bool, results: Option<&str>) -> Vec<String> {
+        let mut lines = Vec::from_iter(self.by_status(is_whole));
         if !at_length {
             return lines;
         }
         let mut other = Vec::new();
-        other.extend((self.finished_before > 0).then(|| format!("{} had ended before", self.finished_before)));
-        other.extend((self.bad > 0).then(|| format!("{} were not jobs", self.bad)));
-        other.extend((self.tried_again > 0).then(|| format!("{} attempts were tried again", self.tried_again)));
+        other.extend((self.finished_before > 0).then(|| format!("ended before: {}", self.finished_before)));
+        other.extend((self.bad > 0).then(|| format!("not jobs: {}", self.bad)));
+        other.extend((self.tried_again > 0).then(|| format!("tried again: {}", self.tried_again)));
         if !other.is_empty() {
             lines.push(other.join(", "));
         }
         let took = in_words(self.elapsed_seconds);
         lines.push(format!("took {took}, {:.1} jobs a second", self.per_second));
-        let slowest = self.slowest.iter().filter(|slow| !slow.title.is_empty());
+        let is_slow = |slow: &&Slow| slow.duration >= SLOW && !slow.title.is_empty();
+        let slowest = self.slowest.iter().filter(is_slow);
         let slowest: Vec<String> = slowest
             .map(|slow| format!("{} {}", in_words(slow.duration), slow.title))
             .collect();
@@ -329,11 +331,12 @@ impl Summary {
         lines
     }
 
-    fn by_status(&self) -> Option<String> {
+    fn by_status(&self, is_whole: bool) -> Option<String> {
         let counts = self.statuses.iter().map(|(status, count)| format!("{count} {status}"));
         let counts: Vec<String> = counts.collect();
         match self.jobs {
-            0 => None,
+            0 if is_whole && self.finished_before > 0 => Some("no jobs were left".to_owned()),
+            0 => is_whole.then(|| "no jobs".to_owned()),
             1 => Some(format!("1 job: {}", counts.join(", "))),
             jobs => Some(format!("{jobs} jobs: {}", counts.join(", "))),
         }

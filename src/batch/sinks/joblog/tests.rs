@@ -22,6 +22,7 @@ fn line(seq: u64, title: &str, more: &Value) -> String {
     write_line(
         &mut lines,
         &Finished {
+            submission: 1,
             seq,
             origin: "",
             title,
@@ -69,6 +70,7 @@ async fn a_log_is_gone_on_with_and_has_one_header() {
         let mut log = JobLog::open(&path).await.unwrap();
         let result = result(&json!({}));
         log.take(&Finished {
+            submission: 1,
             seq,
             origin: "",
             title: "x",

@@ -47,6 +47,7 @@ fn end(sink: &mut impl Sink, seq: u64, attempt: u32, is_final: bool) {
     });
     let result = serde_json::from_value(result).unwrap();
     let finished = Finished {
+        submission: 1,
         seq,
         origin: "o",
         title: "t",
@@ -108,6 +109,23 @@ async fn what_waits_at_a_stop_is_given_on() {
     }
     end(&mut sink, 5, 1, true);
     end(&mut sink, 3, 1, true);
-    sink.give_rest().unwrap();
+    sink.conclude().unwrap();
     assert_eq!(sink.get_mut().0, [(3, 1), (5, 1)]);
+}
+
+#[tokio::test]
+async fn results_that_come_before_their_items_hold_nothing_up() {
+    let (mut source, mut sink) = window(2);
+    // Of a batch that is gone on with: the engine reads them later, and has nothing to do for them.
+    end(&mut sink, 2, 1, true);
+    end(&mut sink, 1, 1, true);
+    for seq in 1..=6 {
+        assert_eq!(source.next().await.unwrap().unwrap().seq, seq);
+        match seq {
+            1 | 2 => sink.skip(seq),
+            _ => end(&mut sink, seq, 1, true),
+        }
+    }
+    assert_eq!(sink.get_mut().0, [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1)]);
+    assert_eq!(sink.ahead.available_permits(), 2);
 }

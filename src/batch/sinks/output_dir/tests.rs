@@ -13,6 +13,7 @@ fn finished<R>(seq: u64, id: &str, stdout: &str, give: impl FnOnce(&Finished<'_>
     });
     let result = serde_json::from_value(result).unwrap();
     give(&Finished {
+        submission: 1,
         seq,
         origin: "",
         title: "",

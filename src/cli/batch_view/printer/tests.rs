@@ -15,6 +15,7 @@ fn printed(mut printer: Printer, status: &str, stdout: &str, stderr: &str) -> Ve
     });
     let result = serde_json::from_value(result).unwrap();
     let finished = Finished {
+        submission: 1,
         seq: 1,
         origin: "f:3",
         title: "echo x",

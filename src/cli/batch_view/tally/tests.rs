@@ -109,21 +109,21 @@ fn the_speed_is_that_of_late() {
 
 #[test]
 fn the_slowest_are_few_and_in_order() {
-    let happened: Vec<Progress> = [3, 9, 1, 7, 8, 2]
+    let happened: Vec<Progress> = [3, 9, 1, 0, 8, 2]
         .map(|n| finished(Status::Succeeded, n, &format!("job {n}")))
         .into();
     let (tally, now) = after(75, &happened);
     let summary = tally.summary(now);
     assert_eq!(
-        summary.lines(true, Some("r.jsonl")),
+        summary.lines(true, true, Some("r.jsonl")),
         [
             "6 jobs: 6 succeeded",
             "took 1m 15s, 0.1 jobs a second",
-            "slowest: 9.0s job 9; 8.0s job 8; 7.0s job 7",
+            "slowest: 9.0s job 9; 8.0s job 8; 3.0s job 3",
             "results are in r.jsonl",
         ]
     );
-    assert_eq!(summary.lines(false, Some("r.jsonl")), ["6 jobs: 6 succeeded"]);
+    assert_eq!(summary.lines(true, false, Some("r.jsonl")), ["6 jobs: 6 succeeded"]);
     let (tally, now) = after(1, &[finished(Status::Failed, 1, &"ä".repeat(100))]);
     assert_eq!(tally.summary(now).slowest[0].title, format!("{}…", "ä".repeat(60)));
 }
@@ -147,15 +147,18 @@ fn a_summary_tells_what_else_there_was() {
     ];
     let (tally, now) = after(2, &happened);
     assert_eq!(
-        tally.summary(now).lines(true, None),
+        tally.summary(now).lines(true, true, None),
         [
             "2 jobs: 1 succeeded, 1 failed",
-            "5 had ended before, 1 were not jobs, 1 attempts were tried again",
+            "ended before: 5, not jobs: 1, tried again: 1",
             "took 2.0s, 1.0 jobs a second",
         ]
     );
     let (tally, now) = after(2, &[]);
-    assert_eq!(tally.summary(now).lines(false, None), [""; 0]);
+    assert_eq!(tally.summary(now).lines(true, false, None), ["no jobs"]);
+    assert_eq!(tally.summary(now).lines(false, false, None), [""; 0]);
+    let (tally, now) = after(2, &happened[..1]);
+    assert_eq!(tally.summary(now).lines(true, false, None), ["no jobs were left"]);
 }
 
 #[test]
@@ -168,6 +171,7 @@ fn bad_items_are_told_once_and_fill_no_memory() {
         json!(note),
         json!({"event": "bad_item", "origin": "f:1", "field": "timeout", "message": "timeout: no"})
     );
+    assert_eq!(note.line(), "f:1: not a job: timeout: no");
     assert_eq!(tally.take_notes(), []);
     (0..NOTES + 7).for_each(|_| tally.count(&bad("f")));
     let notes = tally.take_notes();
@@ -175,7 +179,7 @@ fn bad_items_are_told_once_and_fill_no_memory() {
         (notes.len(), notes.last()),
         (NOTES + 1, Some(&Note::MoreBadItems { count: 7 }))
     );
-    assert_eq!(tally.bad(), 1008);
+    assert_eq!(tally.bad, 1008);
 }
 
 #[test]
