@@ -7,11 +7,19 @@
 
 mod support;
 
+#[path = "batch/elsewhere.rs"]
+mod elsewhere;
+#[path = "batch/fleet.rs"]
+mod fleet;
 #[path = "batch/inputs.rs"]
 mod inputs;
 #[path = "batch/outputs.rs"]
 mod outputs;
+#[path = "batch/policy.rs"]
+mod policy;
 #[path = "batch/recipes.rs"]
 mod recipes;
+#[path = "batch/resume.rs"]
+mod resume;
 #[path = "batch/terminal.rs"]
 mod terminal;
