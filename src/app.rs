@@ -37,7 +37,7 @@ use crate::worker::orders::Orders;
 use crate::worker::spool::SpoolError;
 use crate::worker::{self, Audience, Circuits, Elsewhere, Ending, Holds, Identity, InHand, Ledgers, Watch, Worker};
 use service_manager::ServiceManager;
-use signals::Signals;
+pub use signals::Signals;
 
 /// Restarts that are still a stumble; more in that time are a fall.
 const RESTARTS: Budget = Budget {

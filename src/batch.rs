@@ -13,6 +13,19 @@
 //!
 //! What is shown to people is not known here: who shows it is told [`Progress`].
 
+mod engine;
+pub mod halt;
+mod herald;
+mod id;
+mod inbox;
+pub mod input;
+pub mod journal;
+mod outgoing;
+pub mod registry;
+pub mod results;
+pub mod sinks;
+mod table;
+
 use std::io;
 use std::time::Duration;
 
@@ -20,6 +33,13 @@ use bytes::Bytes;
 
 use crate::message::{JobResult, Status};
 use crate::transport::BoxFuture;
+
+pub use engine::plan::{AttachError, Cancel, MAX_IN_FLIGHT};
+pub use engine::{BatchError, End, Engine, OnAbort, OnBad, Plan, Results, attach};
+pub use herald::Herald;
+pub use id::{BatchId, Submission};
+pub use outgoing::Ids;
+pub use table::Table;
 
 /// One job of a batch before it is published.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +81,8 @@ pub trait Source: Send {
 pub struct Finished<'a> {
     /// The item's place in the input.
     pub seq: u64,
+    /// Which submission of it this is, from 1; more than 1 once it was submitted again because it had failed.
+    pub submission: u8,
     /// Where it came from; empty where nobody knows any more (the input is gone).
     pub origin: &'a str,
     /// What tells it from the others; empty as above.
@@ -73,11 +95,25 @@ pub struct Finished<'a> {
 
 /// Where results go.
 pub trait Sink: Send {
+    /// Hears that an item will have no result now: it is not a job, or had its last result in an earlier run. For those
+    /// that keep to the order of the input.
+    fn skip(&mut self, seq: u64) {
+        let _ = seq;
+    }
+
     /// Takes one: keeps it in memory until the next [`Sink::flush`], which comes soon.
     ///
     /// # Errors
     /// When it cannot be taken; the batch is stopped then.
     fn take(&mut self, finished: &Finished<'_>) -> io::Result<()>;
+
+    /// Hears that no more comes, and takes hold of what it has kept back; a last [`Sink::flush`] follows.
+    ///
+    /// # Errors
+    /// When that cannot be taken.
+    fn conclude(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Writes what was taken, so that a kill of this process no longer loses it.
     ///

@@ -3,6 +3,9 @@
 //! Data goes to stdout, words for people to stderr, and the exit code is one of [`exit::Exit`]. The one Tokio runtime
 //! is made here.
 
+mod batch;
+mod batch_args;
+mod batch_view;
 mod broker_args;
 mod cancel;
 mod cgroup_args;
@@ -14,13 +17,12 @@ mod drain;
 mod environment;
 pub mod exit;
 mod explain;
+mod input_args;
 mod job_args;
 mod jobs;
-mod lines;
 mod logging;
 mod logs;
 mod man;
-mod nearest;
 mod operator;
 mod outbox_args;
 mod pause;
@@ -80,6 +82,7 @@ enum Command {
     Worker(worker::WorkerArgs),
     Submit(submit::SubmitArgs),
     Logs(logs::LogsArgs),
+    Batch(Box<batch::BatchArgs>),
     Cancel(cancel::CancelArgs),
     Pause(pause::PauseArgs),
     Resume(resume::ResumeArgs),
@@ -193,6 +196,7 @@ fn execute(command: Command) -> Result<Exit, Failure> {
         Command::Worker(args) => on_the_runtime(worker::run(args, spawners.expect(RUNS_COMMANDS)).boxed()),
         Command::Submit(args) => runtime.block_on(submit::run(args)),
         Command::Logs(args) => runtime.block_on(logs::run(args)),
+        Command::Batch(args) => runtime.block_on(batch::run(*args)),
         Command::Cancel(args) => runtime.block_on(cancel::run(args)),
         Command::Pause(args) => runtime.block_on(pause::run(args)),
         Command::Resume(args) => runtime.block_on(resume::run(args)),

@@ -16,8 +16,10 @@
 //! - A job refuses unknown fields; a result read back ignores them, so results may grow.
 //!
 //! Not here: what a pool allows (its `max_timeout`, its defaults), and anything that talks to a
-//! broker. Reading order: [`job`], [`result`], [`control`], [`inventory`], [`event`], [`envelope`], then [`units`].
+//! broker. Reading order: [`job`], [`result`], [`control`], [`inventory`], [`event`], [`batch`], [`envelope`], then
+//! [`units`].
 
+pub mod batch;
 mod check;
 pub mod control;
 mod decode;
@@ -27,6 +29,7 @@ pub mod event;
 pub mod id;
 pub mod inventory;
 pub mod job;
+pub(crate) mod nearest;
 mod output;
 pub mod policy;
 pub mod result;
@@ -34,6 +37,7 @@ pub mod schema;
 mod timestamp;
 pub mod units;
 
+pub use batch::{BatchEvent, BatchRecord};
 pub use control::{ControlError, Order, PoolState, Reply, Request, WorkerState};
 pub use decode::{JobError, peek_id};
 pub use ending::{EndedBy, Enforcer, LimitsApplied, Phases};

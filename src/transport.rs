@@ -98,6 +98,30 @@ pub trait Transport: Clone + Send + Sync + 'static {
     /// Not cancel safe: a publish that is dropped has an unknown outcome.
     fn publish(&self, publication: &Publication) -> impl Future<Output = Result<(), PublishError>> + Send;
 
+    /// Publishes several messages as [`Transport::publish`] does each, and tells of each, in their order. Their confirms
+    /// are awaited together, so it is for many at a time; but not for all there are: they are all in memory, and nothing is
+    /// known of any until all have their answers. Messages for one queue keep their order.
+    ///
+    /// Those that share a `message_id`, or have none, are told of a missing queue together if one of them is.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe, as above.
+    fn publish_many(&self, publications: &[Publication]) -> impl Future<Output = Vec<Result<(), PublishError>>> + Send {
+        async move {
+            let mut told = Vec::with_capacity(publications.len());
+            for publication in publications {
+                told.push(self.publish(publication).await);
+            }
+            told
+        }
+    }
+
+    /// Removes a queue with all that is in it, for who made it for himself; one that is not there is no error.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached or refuses.
+    fn remove_queue(&self, queue: &str) -> impl Future<Output = Result<(), TransportError>> + Send;
+
     /// Which version the broker is; `None` if it does not say.
     fn version(&self) -> impl Future<Output = Option<Version>> + Send;
 

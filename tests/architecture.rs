@@ -69,7 +69,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
 ];
 
 /// Packages that have one home, and it.
-const HOMES: [(&str, &str); 12] = [
+const HOMES: [(&str, &str); 14] = [
     ("lapin", "src/transport/amqp"),
     ("deadpool", "src/transport/amqp"),
     ("async_rs", "src/transport/amqp/socket.rs"),
@@ -81,7 +81,9 @@ const HOMES: [(&str, &str); 12] = [
     ("clap", "src/cli"),
     ("crossterm", "src/cli/top"),
     ("ratatui", "src/cli/top"),
-    ("strsim", "src/cli/nearest.rs"),
+    ("strsim", "src/message/nearest.rs"),
+    ("indicatif", "src/cli/batch_view"),
+    ("csv_core", "src/batch/input/columns.rs"),
 ];
 
 /// No file of the models we learn from is longer; tests at its end not counted.

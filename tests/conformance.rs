@@ -93,7 +93,11 @@ on_both! {
         exchanges_route_by_their_kind
         refusals_are_told_of_the_right_messages_under_concurrency
         returns_are_told_of_the_right_messages_under_concurrency
+        many_messages_are_told_of_each
+        many_messages_keep_their_order
+        nothing_is_sent_to_a_missing_exchange_many_at_a_time
         a_refused_message_is_accepted_once_there_is_room
+        a_removed_queue_is_gone_with_its_consumer
         an_inbox_takes_replies_and_goes_with_its_subscription
         an_inbox_hears_of_the_topics_it_was_opened_for
         one_who_overhears_and_hangs_has_the_oldest_dropped

@@ -13,6 +13,9 @@ const FILE: &str = "schemas/asyncapi.yaml";
 /// What a pool is called in the contract's names and keys.
 const POOL: &str = "{pool}";
 
+/// The same of a batch.
+const BATCH: &str = "{batch}";
+
 fn contract() -> Value {
     let text = fs::read_to_string(FILE).expect("it is there");
     serde_saphyr::from_str(&text).expect("it is YAML")
@@ -74,6 +77,7 @@ fn every_reference_leads_somewhere() {
     }
     let schemas = [
         "",
+        "./batch.v1.json",
         "./control.v1.json",
         "./event.v1.json",
         "./job.v1.json",
@@ -143,7 +147,12 @@ fn of_contract() -> (Things, Things, BTreeSet<String>) {
 }
 
 fn of_code() -> (Things, Things, BTreeSet<String>) {
-    let topology = Topology::new(&Names::new("synthex"), [POOL]);
+    let names = Names::new("synthex");
+    let mut topology = Topology::new(&names, [POOL]);
+    let results = Topology::batch(&names, BATCH).queues;
+    topology
+        .queues
+        .extend(results.into_iter().filter(|queue| queue.name.ends_with(BATCH)));
     let exchanges = topology.exchanges.iter().map(|exchange| {
         let what = json!({"type": exchange.kind.as_str(), "alternate": exchange.alternate});
         (exchange.name.clone(), what)

@@ -456,6 +456,7 @@ fn the_schemas_on_disk_are_those_of_the_types() {
     compare("result.v1.json", &schema::result());
     compare("control.v1.json", &schema::control());
     compare("event.v1.json", &schema::event());
+    compare("batch.v1.json", &schema::batch());
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn obey(name: &str, everything: &Shutdown, observer: &dyn Observer) {
 }
 
 /// The signals, caught from the moment this is made.
-pub(super) struct Signals {
+pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
@@ -54,7 +54,7 @@ impl Signals {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(super) fn new() -> std::io::Result<Self> {
+    pub fn new() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -65,7 +65,7 @@ impl Signals {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    async fn next(&mut self) -> &'static str {
+    pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",

@@ -72,6 +72,7 @@ fn orders(args: &CancelArgs) -> Result<Vec<Order>, Failure> {
     let order = |ids: &[JobId], labels: BTreeMap<String, String>| Order::Cancel {
         ids: ids.to_vec(),
         labels,
+        batch: None,
         pool: args.pool.clone(),
         at,
         by: by.clone(),

@@ -7,8 +7,9 @@ use tokio::time::{Instant, sleep};
 
 use super::exit::{Exit, Failure};
 use super::operator::{Inbox, Operator, OperatorArgs, out};
-use super::{nearest, pause, print};
+use super::{pause, print};
 use crate::control::fleet::Target;
+use crate::message::nearest;
 use crate::message::{Reply, Request, Span, WorkerState};
 
 /// How long a worker may take to answer.

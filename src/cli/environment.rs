@@ -27,6 +27,13 @@ pub(super) fn state_folder() -> Option<PathBuf> {
     state_folder_of(variable, rustix::process::geteuid().is_root())
 }
 
+/// Whether the terminal can do no more than write lines.
+pub(super) fn terminal_is_dumb() -> bool {
+    #[expect(clippy::disallowed_methods, reason = "this file owns the environment")]
+    let kind = std::env::var_os("TERM");
+    kind.is_none_or(|kind| kind == "dumb")
+}
+
 fn state_folder_of(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Option<PathBuf> {
     // One that is not absolute is to be ignored, says the specification.
     let folder = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());

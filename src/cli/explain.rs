@@ -9,12 +9,13 @@ use super::broker_args::broker_failure;
 use super::dead::failure as dead_failure;
 use super::exit::{Exit, Failure};
 use super::operator::{Inbox, Operator, OperatorArgs, out};
-use super::{nearest, print};
+use super::print;
 use crate::control::dead::{DeadError, DeadLetters, Letter, Selector};
 use crate::control::delayed;
 use crate::control::explain::{self, Explanation, Facts, Verdict};
 use crate::control::fleet::Wait;
 use crate::control::standing::Standing;
+use crate::message::nearest;
 use crate::message::{Inventory, JobId, Span, now};
 use crate::transport::{QueueDepth, Transport};
 

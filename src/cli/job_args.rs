@@ -1,4 +1,4 @@
-//! A job from flags: what `run -- CMD` and `submit -- CMD` share.
+//! A job from flags: what `run`, `submit` and `batch` share.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -33,7 +33,7 @@ pub(super) struct JobArgs {
     #[arg(long, value_name = "NAME")]
     warn_signal: Option<SignalName>,
     /// Run it at most this often when it fails [default: the pool's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", visible_alias = "retry")]
     max_attempts: Option<NonZeroU32>,
     /// Add a variable to the command's environment; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
@@ -69,6 +69,31 @@ impl JobArgs {
 
     /// The job that runs `command`.
     pub(super) fn job(self, command: Vec<String>) -> Result<Job, Failure> {
+        let mut job = self.unchecked()?;
+        job.command = Some(command);
+        job.check().map_err(|error| usage(&error))?;
+        Ok(job)
+    }
+
+    /// What many jobs have in common: all but the command.
+    pub(super) fn common(self) -> Result<Job, Failure> {
+        if self.id.is_some() {
+            return Err(Failure::new(
+                Exit::Usage,
+                "--id: an id is for one job, and these are many",
+            ));
+        }
+        let mut job = self.job(vec!["some".to_owned()])?;
+        job.command = None;
+        Ok(job)
+    }
+
+    /// Whether our own stdin is to be fed to the command.
+    pub(super) fn takes_stdin(&self) -> bool {
+        self.stdin.as_ref().is_some_and(|file| file.as_os_str() == "-")
+    }
+
+    fn unchecked(self) -> Result<Job, Failure> {
         let stdin_base64 = self.stdin.as_ref().map(read_stdin).transpose()?;
         let retry = self.max_attempts.map(|max_attempts| RetryPolicy {
             max_attempts: Some(max_attempts),
@@ -78,9 +103,8 @@ impl JobArgs {
             max_bytes: Some(max_bytes),
             live: None,
         });
-        let job = Job {
+        Ok(Job {
             id: self.id,
-            command: Some(command),
             env: some_map(self.env),
             labels: some_map(self.label),
             cwd: self.cwd,
@@ -95,9 +119,7 @@ impl JobArgs {
             expires_at: self.expires_at,
             output,
             ..Job::default()
-        };
-        job.check().map_err(|error| usage(&error))?;
-        Ok(job)
+        })
     }
 }
 

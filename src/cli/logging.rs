@@ -1,6 +1,6 @@
 //! Logs on stderr, as text or JSON.
 
-use std::io::{IsTerminal, stderr};
+use std::io::stderr;
 
 use clap::{Args, ValueEnum};
 use tracing::level_filters::LevelFilter;
@@ -9,7 +9,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{fmt, registry};
 
-use super::environment;
+use super::print;
 
 #[derive(Args)]
 #[command(next_help_heading = "Log")]
@@ -61,11 +61,7 @@ impl LogArgs {
         hide_panics_of_lapin();
         match self.log_format {
             LogFormat::Text => registry()
-                .with(
-                    layer
-                        .with_ansi(stderr().is_terminal() && environment::wants_colour())
-                        .with_filter(filter),
-                )
+                .with(layer.with_ansi(print::has_colours()).with_filter(filter))
                 .init(),
             LogFormat::Json => registry()
                 .with(layer.json().flatten_event(true).with_filter(filter))

@@ -8,10 +8,11 @@ use nix::unistd::{Uid, User};
 
 use super::broker_args::{BrokerArgs, ClientError, ConnectArgs, Patience};
 use super::exit::{Exit, Failure};
-use super::{nearest, print};
+use super::print;
 use crate::control::fleet::{self, Question, Target, Wait};
 use crate::control::snapshot::Snapshot;
 use crate::events;
+use crate::message::nearest;
 use crate::message::{Inventory, JobId, Order, Reply, Request, WorkerState, now};
 use crate::transport::amqp::Amqp;
 use crate::transport::topology::Names;
@@ -52,6 +53,29 @@ impl<'a> Operator<'a> {
         self.args.connect.patience(&self.args.broker)
     }
 
+    /// The broker.
+    pub(super) fn broker(&self) -> &Amqp {
+        &self.broker
+    }
+
+    /// The names of its exchanges and queues.
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Does `work` until the broker answers, as long as a client tries to reach it.
+    pub(super) async fn persist<T, E: ClientError>(
+        &self,
+        work: impl AsyncFnMut() -> Result<T, E>,
+    ) -> Result<T, Failure> {
+        self.patience()?.persist(work).await
+    }
+
+    /// How many messages wait in a queue; `None` when there is no such queue.
+    pub(super) async fn queue_depth(&self, queue: &str) -> Result<Option<QueueDepth>, Failure> {
+        self.persist(async || self.broker.queue_depth(queue).await).await
+    }
+
     /// Publishes; whether there was anybody to take it.
     pub(super) async fn publish(&self, publication: &Publication) -> Result<bool, Failure> {
         let publish = async || match self.broker.publish(publication).await {
@@ -86,16 +110,6 @@ impl<'a> Operator<'a> {
         Err(Failure::new(Exit::Config, message))
     }
 
-    /// The transport, for what is not asked of workers.
-    pub(super) fn broker(&self) -> &Amqp {
-        &self.broker
-    }
-
-    /// The namespace's names.
-    pub(super) fn names(&self) -> &Names {
-        &self.names
-    }
-
     /// What the names of all exchanges and queues begin with.
     pub(super) fn namespace(&self) -> &str {
         &self.args.broker.namespace
@@ -104,14 +118,6 @@ impl<'a> Operator<'a> {
     /// The broker's hosts, for people.
     pub(super) fn hosts(&self) -> Result<String, Failure> {
         Ok(self.args.broker.addresses()?.hosts())
-    }
-
-    /// Does `work` until it succeeds, fails for good, or the time of one thing to do is over.
-    pub(super) async fn persist<T, E: ClientError>(
-        &self,
-        work: impl AsyncFnMut() -> Result<T, E>,
-    ) -> Result<T, Failure> {
-        self.patience()?.persist(work).await
     }
 
     /// A place for answers.

@@ -53,9 +53,14 @@ pub(super) fn note(text: &str) {
     let _ = io::stderr().lock().write_all(format!("synthex: {text}\n").as_bytes());
 }
 
+/// Whether what is written to stderr may have colours: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+pub(super) fn has_colours() -> bool {
+    io::stderr().is_terminal() && environment::wants_colour()
+}
+
 /// Tells people on stderr what went wrong, all of it if it is several lines.
 pub(super) fn error(text: &str) {
-    let red = if io::stderr().is_terminal() && environment::wants_colour() {
+    let red = if has_colours() {
         ("\x1b[31m", "\x1b[0m")
     } else {
         ("", "")

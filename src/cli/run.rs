@@ -1,51 +1,60 @@
 //! `synthex run`: jobs on this machine alone.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 
+use super::batch_args::{BatchPolicyArgs, Broker, conclude, pace};
+use super::batch_view::{View, ViewArgs};
 use super::cgroup_args::CgroupArgs;
 use super::exit::{Exit, Failure};
-use super::job_args::JobArgs;
-use super::lines::Lines;
+use super::input_args::{InputArgs, dry_run};
 use super::worker::{config_failure, metrics_addr, start_failure};
 use super::{environment, print};
 use crate::app::Spawners;
-use crate::app::local::{self, LocalEnd, Sink, Source, Submission};
+use crate::app::local::{self, Work};
+use crate::batch::{MAX_IN_FLIGHT, Progress, Sink, Watcher};
 use crate::config::{self, Overrides, Pool};
-use crate::message::{Job, JobId, JobResult, Output, Status};
-
-/// Of the jobs that a stopped run did not finish, so many are named.
-const SHOWN: usize = 5;
+use crate::message::{JobResult, Output};
 
 /// Run jobs on this machine alone, without RabbitMQ.
 ///
 /// The same jobs, the same worker and the same results as on a fleet, on a broker inside the process. Give it files
-/// with one job a line (JSON, see `synthex schema job`; - is stdin), or one command after --.
+/// with one job a line (JSON, see `synthex schema job`; - is stdin), one command after --, or a command and what to run it
+/// for.
 ///
 /// Without --pool the commands see your environment and run in your directory.
 #[derive(Args)]
-#[command(override_usage = "synthex run [OPTIONS] <FILE>...\n       synthex run [OPTIONS] -- <CMD>...")]
+#[command(
+    override_usage = "synthex run [OPTIONS] <FILE>...\n       synthex run [OPTIONS] -- <CMD>...\n       \
+                            synthex run [OPTIONS] --each <FILE> -- <CMD>...\n       \
+                            synthex run [OPTIONS] -- <CMD>... ::: <WORD>..."
+)]
 pub(super) struct RunArgs {
-    /// Files of jobs, one JSON object a line; - for stdin
-    // Such a job says for itself what the flags say for one command.
-    #[arg(value_name = "FILE", required_unless_present = "command", conflicts_with = "JobArgs")]
-    files: Vec<PathBuf>,
-    /// The command to run, with its arguments
-    #[arg(last = true, value_name = "CMD", conflicts_with = "files")]
-    command: Vec<String>,
-    /// Print one result object a line and nothing else
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    input: InputArgs,
+    #[command(flatten)]
+    policy: BatchPolicyArgs,
+    #[command(flatten)]
+    view: ViewArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
+    pub(super) cgroup: CgroupArgs,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "This machine")]
+struct MachineArgs {
     /// A pool file for defaults and limits [default: the compiled-in default pool]
     #[arg(long, value_name = "POOL.toml")]
     pool: Option<PathBuf>,
     /// Commands that run at once [default: one a CPU]
-    #[arg(long, value_name = "N")]
+    #[arg(long, short = 'j', value_name = "N", visible_alias = "jobs")]
     slots: Option<usize>,
     /// Jobs in hand at once [default: as many as slots]
     #[arg(long, value_name = "N")]
@@ -53,34 +62,58 @@ pub(super) struct RunArgs {
     /// Serve metrics on this address; none for nowhere
     #[arg(long, value_name = "ADDR", env = "SYNTHEX_METRICS_ADDR", default_value = "none")]
     metrics_addr: String,
-    #[command(flatten)]
-    pub(super) cgroup: CgroupArgs,
-    #[command(flatten)]
-    job: JobArgs,
 }
 
 /// Runs the jobs and tells how they ended.
 pub(super) async fn run(args: RunArgs, spawners: Spawners) -> Result<Exit, Failure> {
     let overrides = Overrides {
-        slots: args.slots,
-        prefetch: args.prefetch,
+        slots: args.machine.slots,
+        prefetch: args.machine.prefetch,
     };
-    let pool = pool(args.pool.as_ref(), &overrides)?;
-    let is_batch = args.command.is_empty();
-    let source = source(args.files, args.command, args.job, &pool)?;
-    let mut printer = Printer {
-        json: args.json,
-        lines: Vec::new(),
-        is_batch,
-        counts: BTreeMap::new(),
+    let pool = pool(args.machine.pool.as_ref(), &overrides)?;
+    let max_line = usize::try_from(pool.max_job_bytes).unwrap_or(usize::MAX);
+    let mut opened = args.input.open(max_line).await?;
+    if opened.is_dry_run {
+        return dry_run(&mut opened.input).await;
+    }
+    let view = View::new(&args.view, opened.is_single);
+    let mut watcher = view.watcher();
+    if let Some(total) = opened.input.total() {
+        watcher.on(&Progress::Total(total));
+    }
+    let past = args.policy.past("", &pool.name, Broker::Ours).await?;
+    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    sinks.extend(past.file.map(|file| Box::new(file) as Box<dyn Sink>));
+    sinks.extend(args.view.files().await?);
+    let window = args.policy.max_in_flight.unwrap_or(IN_ORDER);
+    let (source, printer) = pace(opened.input, view.printer(), args.view.window(window));
+    sinks.push(printer);
+    let work = Work {
+        source,
+        sinks,
+        watcher: &mut watcher,
+        past: (past.table, past.journal),
+        batch: past.batch,
+        max_in_flight: args.policy.max_in_flight.map(|most| most.get() as usize),
+        on_bad: args.policy.on_bad(),
+        halts: args.policy.halts(),
+        retry_failed: args.policy.retry_failed,
     };
-    let metrics = metrics_addr(&args.metrics_addr);
-    let end = local::run(pool, spawners, metrics, source, &mut printer)
-        .await
-        .map_err(|error| start_failure(&error))?;
-    printer.summary(&end);
-    conclude(&printer, end)
+    let metrics = metrics_addr(&args.machine.metrics_addr);
+    let ended = tokio::select! {
+        ended = local::run(pool, spawners, metrics, work) => ended.map_err(|error| start_failure(&error))?,
+        () = view.keep_showing() => unreachable!("it shows for ever"),
+    };
+    let results = args.policy.results.as_ref().map(|file| file.display().to_string());
+    let exit = conclude(ended.end, &view, results.as_deref()).await?;
+    match &ended.ended.report.gave_up {
+        Some(name) => Err(Failure::new(Exit::Failure, format!("gave up: {name}"))),
+        None => Ok(exit),
+    }
 }
+
+/// How far the input may be ahead of what is shown in order, unless --max-in-flight says.
+const IN_ORDER: NonZeroU32 = NonZeroU32::new(MAX_IN_FLIGHT).expect("it is not 0");
 
 fn pool(file: Option<&PathBuf>, overrides: &Overrides) -> Result<Pool, Failure> {
     if let Some(file) = file {
@@ -93,129 +126,6 @@ fn pool(file: Option<&PathBuf>, overrides: &Overrides) -> Result<Pool, Failure> 
         .pool;
     Arc::make_mut(&mut pool.env).extend(environment::of_the_caller());
     Ok(pool)
-}
-
-fn source(files: Vec<PathBuf>, command: Vec<String>, args: JobArgs, pool: &Pool) -> Result<Jobs, Failure> {
-    if command.is_empty() {
-        let max_line = usize::try_from(pool.max_job_bytes)
-            .unwrap_or(usize::MAX)
-            .saturating_add(1);
-        return Ok(Jobs::Lines(Lines::new(files, max_line)));
-    }
-    Ok(Jobs::One(Some(Box::new(args.job(command)?))))
-}
-
-/// One job from the command line, or many from files.
-enum Jobs {
-    One(Option<Box<Job>>),
-    Lines(Lines),
-}
-
-impl Source for Jobs {
-    async fn next(&mut self) -> io::Result<Option<Submission>> {
-        match self {
-            Self::One(job) => Ok(job.take().map(|job| Submission {
-                id: JobId::random(),
-                origin: "command line".to_owned(),
-                body: job.encode(),
-            })),
-            Self::Lines(lines) => lines.next().await,
-        }
-    }
-}
-
-/// Prints results as they come and counts them.
-struct Printer {
-    json: bool,
-    /// Results that were not written yet, a line each.
-    lines: Vec<u8>,
-    is_batch: bool,
-    counts: BTreeMap<Status, u64>,
-}
-
-impl Sink for &mut Printer {
-    async fn result(&mut self, origin: &str, result: &JobResult, json: &[u8]) -> io::Result<()> {
-        if result.is_final {
-            *self.counts.entry(result.status).or_default() += 1;
-        }
-        if self.json {
-            self.lines.extend_from_slice(json);
-            self.lines.push(b'\n');
-        } else {
-            show(result).await?;
-        }
-        if !self.json && result.status != Status::Succeeded {
-            let origin = if self.is_batch {
-                format!(" ({origin})")
-            } else {
-                String::new()
-            };
-            print::note(&format!("job {}{origin} {}", result.job_id, describe(result)));
-        }
-        Ok(())
-    }
-
-    async fn flush(&mut self) -> io::Result<()> {
-        let lines = std::mem::take(&mut self.lines);
-        print::data(&lines).await
-    }
-}
-
-impl Printer {
-    fn summary(&self, end: &LocalEnd) {
-        let total: u64 = self.counts.values().sum();
-        let unfinished = &end.unfinished;
-        if self.is_batch && !self.json {
-            let counts = self.counts.iter().map(|(status, count)| format!("{count} {status}"));
-            let counts: Vec<String> = counts.collect();
-            match total {
-                0 if end.error.is_some() || end.cut_short || !unfinished.is_empty() => {}
-                0 => print::note("no jobs"),
-                1 => print::note(&format!("1 job: {}", counts.join(", "))),
-                _ => print::note(&format!("{total} jobs: {}", counts.join(", "))),
-            }
-        }
-        if end.cut_short && self.is_batch {
-            print::note("stopped before the end of the input: jobs that were not read yet were not run");
-        }
-        if !unfinished.is_empty() {
-            let jobs = match unfinished.len() {
-                1 => "1 job has".to_owned(),
-                count => format!("{count} jobs have"),
-            };
-            let shown = unfinished[..unfinished.len().min(SHOWN)].join(", ");
-            let more = if unfinished.len() > SHOWN { ", …" } else { "" };
-            print::note(&format!(
-                "stopped before the end: {jobs} no final result ({shown}{more})"
-            ));
-        }
-    }
-}
-
-fn conclude(printer: &Printer, end: LocalEnd) -> Result<Exit, Failure> {
-    if let Some(error) = end.error {
-        return Err(match error.kind() {
-            io::ErrorKind::BrokenPipe => Failure::new(Exit::Failure, "stopped: nobody reads the results any more"),
-            io::ErrorKind::NotFound => Failure::new(
-                Exit::Usage,
-                format!("{error}; a command goes after --: synthex run -- CMD"),
-            ),
-            io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => {
-                Failure::new(Exit::Usage, error.to_string())
-            }
-            _ => Failure::new(Exit::Failure, error.to_string()),
-        });
-    }
-    if let Some(name) = &end.ended.report.gave_up {
-        return Err(Failure::new(Exit::Failure, format!("gave up: {name}")));
-    }
-    let failed = printer.counts.keys().any(|status| *status != Status::Succeeded);
-    let complete = end.unfinished.is_empty() && !end.cut_short;
-    Ok(if failed || !complete {
-        Exit::JobsFailed
-    } else {
-        Exit::Done
-    })
 }
 
 /// Writes a job's output where the command would have written it.

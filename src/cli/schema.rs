@@ -29,6 +29,8 @@ enum What {
     Control,
     /// What workers publish of themselves and of jobs
     Event,
+    /// What is said of batches, and a line of a results file
+    Batch,
     /// A pool file, read as JSON
     Pool,
     /// What top, workers, pools, jobs, explain, doctor and dead list print with --json
@@ -60,6 +62,7 @@ pub(super) async fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
         What::Result => message::schema::result(),
         What::Control => message::schema::control(),
         What::Event => message::schema::event(),
+        What::Batch => message::schema::batch(),
         What::Pool => config::schema(),
         What::Fleet => message::schema::printed::<Printed>(),
     };

@@ -200,47 +200,11 @@ impl Client {
 
     /// Publishes until confirmed or out of patience, always under the same id.
     async fn publish(&self, job: &Job, id: &JobId, reply_to: Option<String>) -> Result<(), Failure> {
-        self.check_pool().await?;
+        check_pool(&self.broker, &self.names, &self.pool, &self.patience).await?;
         let publication = self.publication(job, id, reply_to);
         self.patience
             .persist(async || self.broker.publish(&publication).await)
             .await
-    }
-
-    /// A job for a pool that nobody serves would wait for ever in the dead letters: say so before it is published.
-    async fn check_pool(&self) -> Result<(), Failure> {
-        let queue = self.names.pool_queue(&self.pool);
-        let appears_until = Instant::now() + QUEUE_APPEARS;
-        loop {
-            let found = self
-                .patience
-                .persist(async || self.broker.queue_depth(&queue).await)
-                .await?;
-            match found {
-                Some(depth) => {
-                    self.warn_of_idleness(depth);
-                    return Ok(());
-                }
-                None if Instant::now() >= appears_until => break,
-                None => tokio::time::sleep(QUEUE_APPEARS / 10).await,
-            }
-        }
-        let hint = nearest_pool(&self.broker, &self.names, &self.pool).await;
-        let message = format!(
-            "pool {:?} has no queue {queue:?} on this broker; start a worker for it, or declare it with `synthex \
-             config apply`{hint}",
-            self.pool
-        );
-        Err(Failure::new(Exit::Config, message))
-    }
-
-    fn warn_of_idleness(&self, depth: QueueDepth) {
-        if depth.consumers == 0 {
-            print::note(&format!(
-                "no worker serves pool {:?} now; the job waits for one",
-                self.pool
-            ));
-        }
     }
 
     fn publication(&self, job: &Job, id: &JobId, reply_to: Option<String>) -> Publication {
@@ -334,6 +298,34 @@ impl Follower {
         }
         let said = self.transcript.result(result);
         self.printer.print_all(&said).await
+    }
+}
+
+/// A job for a pool that nobody serves would wait for ever in the dead letters: says so before it is published.
+pub(super) async fn check_pool(broker: &Amqp, names: &Names, pool: &str, patience: &Patience) -> Result<(), Failure> {
+    let queue = names.pool_queue(pool);
+    let appears_until = Instant::now() + QUEUE_APPEARS;
+    loop {
+        match patience.persist(async || broker.queue_depth(&queue).await).await? {
+            Some(depth) => {
+                warn_of_idleness(pool, depth);
+                return Ok(());
+            }
+            None if Instant::now() >= appears_until => break,
+            None => tokio::time::sleep(QUEUE_APPEARS / 10).await,
+        }
+    }
+    let hint = nearest_pool(broker, names, pool).await;
+    let message = format!(
+        "pool {pool:?} has no queue {queue:?} on this broker; start a worker for it, or declare it with `synthex config \
+         apply`{hint}"
+    );
+    Err(Failure::new(Exit::Config, message))
+}
+
+fn warn_of_idleness(pool: &str, depth: QueueDepth) {
+    if depth.consumers == 0 {
+        print::note(&format!("no worker serves pool {pool:?} now; the job waits for one"));
     }
 }
 

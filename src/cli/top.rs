@@ -199,6 +199,7 @@ async fn perform(operator: &Operator<'_>, command: Command) -> Result<String, Fa
             let order = Order::Cancel {
                 ids: vec![id],
                 labels: std::collections::BTreeMap::new(),
+                batch: None,
                 pool: Some(pool),
                 at: now(),
                 by: Some(who()),

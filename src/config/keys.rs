@@ -6,6 +6,7 @@
 use std::fmt;
 
 use super::{allow, rate};
+use crate::message::nearest::{distance, most_typos};
 
 /// A key as it stands in a file: a name, in a section or above all of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -215,29 +216,13 @@ fn names_in(section: &str) -> Vec<&'static str> {
 fn nearest(path: &KeyPath) -> Option<&'static str> {
     let keys = KEYS.iter().map(|key| (key.path, key.parts()));
     let sections = SECTIONS.iter().map(|name| (*name, ("", *name)));
-    let most = (path.name.chars().count() / 3).max(1);
+    let most = most_typos(&path.name);
     keys.chain(sections)
         .filter(|(_, (_, name))| *name != "*")
         .map(|(meant, (section, name))| (distance(&path.name, name), section != path.section(), meant))
         .filter(|(distance, ..)| *distance <= most)
         .min()
         .map(|(.., meant)| meant)
-}
-
-/// Counts the letters to insert, remove or replace to make one text of the other (Levenshtein).
-fn distance(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in to.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[to.len()]
 }
 
 #[cfg(test)]
@@ -286,22 +271,6 @@ mod tests {
             top.ends_with(", writable, env, allow, retry, limits, output, rate, program_rates, breaker"),
             "{top}"
         );
-    }
-
-    #[test]
-    fn distance_counts_the_letters_to_change() {
-        for (from, to, expected) in [
-            ("", "", 0),
-            ("", "abc", 3),
-            ("kitten", "sitting", 3),
-            ("slots", "slots", 0),
-        ] {
-            assert_eq!(
-                (distance(from, to), distance(to, from)),
-                (expected, expected),
-                "{from} {to}"
-            );
-        }
     }
 
     #[test]

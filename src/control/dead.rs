@@ -26,7 +26,7 @@ use crate::transport::topology::Names;
 use crate::transport::{Delivery, Publication, PublishError, Routing, Transport, TransportError};
 use crate::worker::again;
 pub use letter::Letter;
-use pass::Pass;
+pub use pass::Pass;
 
 /// The dead letters of a namespace.
 pub struct DeadLetters<T> {
@@ -235,7 +235,8 @@ impl<T: Transport> DeadLetters<T> {
     fn submission(&self, id: &str, pool: &str, letter: &Envelope, now: Timestamp) -> Publication {
         let mut envelope = again(letter);
         let properties = &mut envelope.properties;
-        properties.headers.retain(|name, _| !name.starts_with(header::OURS));
+        let is_submitter_s = |name: &str| name == header::BATCH || !name.starts_with(header::OURS);
+        properties.headers.retain(|name, _| is_submitter_s(name));
         properties.submit_at(now);
         properties.message_id.get_or_insert_with(|| id.to_owned());
         Publication {

@@ -25,8 +25,8 @@ use super::{schema, timestamp};
 #[serde(tag = "order", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Order {
     /// Ends jobs that were submitted no later than `at`: those that run are killed, the others never start. Chosen by
-    /// `ids` or by `labels`, not both.
-    #[schemars(extend("oneOf" = [{ "required": ["ids"] }, { "required": ["labels"] }]))]
+    /// `ids`, by `labels` or by `batch`, only one of them.
+    #[schemars(extend("oneOf" = [{ "required": ["ids"] }, { "required": ["labels"] }, { "required": ["batch"] }]))]
     Cancel {
         /// The jobs.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -36,6 +36,10 @@ pub enum Order {
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         #[schemars(extend("minProperties" = 1, "maxProperties" = Job::MAX_LABELS))]
         labels: BTreeMap<String, String>,
+        /// The jobs of this batch, which is the one of their header `x-synthex-batch`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(length(min = 1, max = Order::MAX_BATCH))]
+        batch: Option<String>,
         /// Only jobs of this pool. Default: of every pool.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pool: Option<String>,
@@ -208,6 +212,8 @@ impl Order {
     pub const MAX_IDS: usize = 1000;
     /// Most characters of `by`.
     const MAX_BY: usize = 256;
+    /// Most characters of `batch`.
+    const MAX_BATCH: usize = 128;
 
     /// Returns the word for the order, as in its message and its routing key.
     pub const fn name(&self) -> &'static str {
@@ -246,11 +252,17 @@ impl Order {
         if by.as_ref().is_some_and(|by| by.chars().count() > Self::MAX_BY) {
             return refuse(format!("by: expected at most {} characters", Self::MAX_BY));
         }
-        let Self::Cancel { ids, labels, .. } = self else {
+        let Self::Cancel { ids, labels, batch, .. } = self else {
             return Ok(());
         };
-        if ids.is_empty() == labels.is_empty() {
-            return refuse("ids: expected one of ids and labels".to_owned());
+        let chosen_by = [!ids.is_empty(), !labels.is_empty(), batch.is_some()];
+        if chosen_by.iter().filter(|chosen| **chosen).count() != 1 {
+            return refuse("ids: expected one of ids, labels and batch".to_owned());
+        }
+        if let Some(batch) = batch
+            && !(1..=Self::MAX_BATCH).contains(&batch.chars().count())
+        {
+            return refuse(format!("batch: expected 1 to {} characters", Self::MAX_BATCH));
         }
         if ids.len() > Self::MAX_IDS {
             return refuse(format!("ids: expected at most {}, got {}", Self::MAX_IDS, ids.len()));
@@ -336,6 +348,7 @@ mod tests {
         let cancel = Order::Cancel {
             ids: vec!["a".parse().unwrap()],
             labels: BTreeMap::new(),
+            batch: None,
             pool: None,
             at: "2030-01-31T12:00:00.25Z".parse().unwrap(),
             by: Some("me@here".to_owned()),
@@ -362,11 +375,19 @@ mod tests {
             ),
             (
                 format!(r#"{{"order":"cancel",{at}}}"#),
-                "expected one of ids and labels",
+                "expected one of ids, labels and batch",
             ),
             (
                 format!(r#"{{"order":"cancel","ids":["a"],"labels":{{"a":"b"}},{at}}}"#),
-                "expected one of ids and labels",
+                "expected one of ids, labels and batch",
+            ),
+            (
+                format!(r#"{{"order":"cancel","batch":"b","labels":{{"a":"b"}},{at}}}"#),
+                "expected one of ids, labels and batch",
+            ),
+            (
+                format!(r#"{{"order":"cancel","batch":"",{at}}}"#),
+                "batch: expected 1 to 128 characters",
             ),
             (r#"{"order":"pause","pool":"p"}"#.to_owned(), "missing field `at`"),
             (
@@ -395,6 +416,7 @@ mod tests {
         let cancel = Order::Cancel {
             ids,
             labels,
+            batch: None,
             pool,
             at,
             by,

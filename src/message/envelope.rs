@@ -104,6 +104,8 @@ pub mod header {
     pub const DROPPED: &str = "x-synthex-headers-dropped";
     /// A number that no other message has: our clients and workers put one into every job that they publish.
     pub const UNIQUE: &str = "x-synthex-unique";
+    /// The batch that the job is of: a cancel of the batch is for it.
+    pub const BATCH: &str = "x-synthex-batch";
     /// What all of these begin with.
     pub const OURS: &str = "x-synthex-";
 

@@ -8,6 +8,7 @@ use schemars::transform::transform_subschemas;
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value};
 
+use super::batch::AnyOfBatches;
 use super::control::AnyMessage;
 use super::event::Event;
 use super::job::Job;
@@ -36,6 +37,11 @@ pub fn printed<T: JsonSchema>() -> Value {
 /// Returns the JSON Schema of what workers publish of themselves, for those who read it.
 pub fn event() -> Value {
     of::<Event>(SchemaSettings::draft2020_12().for_serialize())
+}
+
+/// Returns the JSON Schema of what is said of batches, for who follows them and for who reads their results.
+pub fn batch() -> Value {
+    of::<AnyOfBatches>(SchemaSettings::draft2020_12().for_serialize())
 }
 
 fn of<T: JsonSchema>(settings: SchemaSettings) -> Value {

@@ -132,6 +132,15 @@ impl Transport for Amqp {
         self.shared.publisher.publish(publication).await
     }
 
+    async fn publish_many(&self, publications: &[Publication]) -> Vec<Result<(), PublishError>> {
+        self.shared.publisher.publish_many(publications).await
+    }
+
+    async fn remove_queue(&self, queue: &str) -> Result<(), TransportError> {
+        let connection = self.shared.publisher.connection().await?;
+        topology::remove(&connection, queue).await
+    }
+
     async fn version(&self) -> Option<Version> {
         Version::read(&self.shared.connector.version().await?)
     }

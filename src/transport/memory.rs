@@ -143,6 +143,11 @@ impl Transport for Memory {
         self.at_now(|state, now| state.publish(publication, now))
     }
 
+    async fn remove_queue(&self, queue: &str) -> Result<(), TransportError> {
+        self.at_now(|state, _| state.remove_queue(queue));
+        Ok(())
+    }
+
     async fn version(&self) -> Option<Version> {
         None
     }

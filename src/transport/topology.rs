@@ -9,15 +9,19 @@ use std::time::Duration;
 
 /// Deliveries after which the broker itself dead-letters a job: a far backstop, since adopted redeliveries count too.
 const DELIVERY_LIMIT_BACKSTOP: i64 = 1000;
-/// Deliveries of a dead letter before the broker drops it: never, in effect, since looking must not destroy. The value
+/// Deliveries of a dead letter, or of a batch's result, before the broker drops it: never, in effect, since looking must not destroy. The value
 /// -1 says so to RabbitMQ 4, but on 3.10 it drops a message at its first return.
-const DEAD_LETTER_DELIVERY_LIMIT: i64 = 1_000_000_000;
+const LOOKING_DELIVERY_LIMIT: i64 = 1_000_000_000;
 /// How long orders are kept.
 pub const ORDERS_KEPT: Duration = Duration::from_secs(7 * DAY);
 /// Most bytes of orders that are kept: some hundreds of thousands.
 const ORDERS_MAX_BYTES: i64 = 100_000_000;
 /// A stream forgets whole segments only, and never the one it writes to: small ones, or it would keep orders for years.
 const ORDERS_SEGMENT_BYTES: i64 = 1_000_000;
+/// How long a batch is known of.
+const BATCHES_KEPT: Duration = Duration::from_secs(14 * DAY);
+/// How long the results of a batch wait for somebody to fetch them.
+pub const BATCH_RESULTS_KEPT: Duration = Duration::from_secs(14 * DAY);
 const DAY: u64 = 24 * 3600;
 /// How long a job may stay unsettled, for brokers that let a queue say so.
 pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -107,6 +111,8 @@ pub struct Queue {
     pub max_length: Option<u32>,
     /// How long a delivery may stay unsettled.
     pub consumer_timeout: Option<Duration>,
+    /// How long it stays when nobody consumes it. The in-process broker, which no process outlives, has it stay.
+    pub expires: Option<Duration>,
 }
 
 /// Where a queue's dead letters go.
@@ -151,6 +157,7 @@ impl Topology {
         }
         topology.dead_letters(names);
         topology.orders(names);
+        topology.batches(names);
         for tier in &TIERS {
             topology.delay(names, tier);
         }
@@ -177,6 +184,20 @@ impl Topology {
         topology
     }
 
+    /// What one batch needs besides its pool's: where its results wait, and where others hear of it.
+    #[must_use]
+    pub fn batch(names: &Names, id: &str) -> Self {
+        let mut topology = Self::default();
+        topology.batches(names);
+        topology.queues.push(Queue {
+            name: names.batch_results(id),
+            delivery_limit: Some(LOOKING_DELIVERY_LIMIT),
+            expires: Some(BATCH_RESULTS_KEPT),
+            ..Queue::default()
+        });
+        topology
+    }
+
     fn exchange(&mut self, name: String, kind: ExchangeKind, alternate: Option<String>) {
         self.exchanges.push(Exchange { name, kind, alternate });
     }
@@ -192,7 +213,7 @@ impl Topology {
     fn dead_letters(&mut self, names: &Names) {
         self.queues.push(Queue {
             name: names.dead(),
-            delivery_limit: Some(DEAD_LETTER_DELIVERY_LIMIT),
+            delivery_limit: Some(LOOKING_DELIVERY_LIMIT),
             ..Queue::default()
         });
         self.bind(names.dead(), names.dead(), "");
@@ -206,6 +227,16 @@ impl Topology {
             ..Queue::default()
         });
         self.bind(names.control(), names.orders(), "order.#");
+    }
+
+    fn batches(&mut self, names: &Names) {
+        self.exchange(names.batches(), ExchangeKind::Fanout, None);
+        self.queues.push(Queue {
+            name: names.batches(),
+            kind: QueueKind::Stream { max_age: BATCHES_KEPT },
+            ..Queue::default()
+        });
+        self.bind(names.batches(), names.batches(), "");
     }
 
     fn delay(&mut self, names: &Names, tier: &Tier) {
@@ -266,6 +297,7 @@ impl Queue {
             ("x-delivery-limit", self.delivery_limit),
             ("x-max-length", self.max_length.map(i64::from)),
             ("x-consumer-timeout", self.consumer_timeout.map(millis)),
+            ("x-expires", self.expires.map(millis)),
         ];
         for (name, value) in integers {
             arguments.extend(value.map(|value| (name, Argument::Integer(value))));
@@ -351,6 +383,18 @@ impl Names {
     #[must_use]
     pub fn orders(&self) -> String {
         format!("{}.control.log", self.namespace)
+    }
+
+    /// The exchange and the log of what happens to batches.
+    #[must_use]
+    pub fn batches(&self) -> String {
+        format!("{}.batches", self.namespace)
+    }
+
+    /// The queue of a batch's results.
+    #[must_use]
+    pub fn batch_results(&self, id: &str) -> String {
+        format!("{}.batch.{id}", self.namespace)
     }
 
     /// The exchange and the queue of a delay tier.
@@ -461,7 +505,7 @@ mod tests {
         let dead = topology.queues.iter().find(|q| q.name == "n.dead");
         assert_eq!(
             dead.and_then(|queue| queue.delivery_limit),
-            Some(DEAD_LETTER_DELIVERY_LIMIT)
+            Some(LOOKING_DELIVERY_LIMIT)
         );
     }
 }

@@ -7,7 +7,7 @@
 //! Invariants:
 //! - a cancel is for jobs that were submitted before it, so what is submitted again under the same id runs;
 //! - an order is forgotten after [`ORDERS_KEPT`], a pause too, so that a worker that starts then does as the others do;
-//! - at most [`CANCELS_MAX`] jobs and [`LABELS_MAX`] sets of labels are kept, the latest;
+//! - at most [`CANCELS_MAX`] jobs and [`GROUPS_MAX`] sets of labels and batches are kept, the latest;
 //! - one lock, held for short synchronous sections. A cancel by id costs the same however many jobs are in hand.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -27,8 +27,8 @@ pub(super) static LOCK: LockAccount = LockAccount::new("orders");
 
 /// Most cancelled jobs that are remembered: some 20 MB.
 const CANCELS_MAX: usize = 100_000;
-/// Most sets of labels: each job is held against every one of them.
-const LABELS_MAX: usize = 1_000;
+/// Most sets of labels and batches: each job is held against every one of them.
+const GROUPS_MAX: usize = 1_000;
 
 /// The orders that are in force. A clone is another handle to the same ones.
 #[derive(Clone)]
@@ -157,6 +157,7 @@ impl Orders {
 pub(super) struct Job {
     pub(super) id: JobId,
     pub(super) labels: BTreeMap<String, String>,
+    pub(super) batch: Option<String>,
     pub(super) pool: Arc<str>,
     pub(super) submitted_at: Option<Timestamp>,
 }
@@ -168,8 +169,11 @@ impl Job {
         pool.is_none_or(|pool| *pool == *self.pool) && self.submitted_at.is_none_or(|at| at <= cancellation.at)
     }
 
-    fn has(&self, labels: &BTreeMap<String, String>) -> bool {
-        labels.iter().all(|(name, value)| self.labels.get(name) == Some(value))
+    fn is_of(&self, group: &Group) -> bool {
+        match group {
+            Group::Labels(labels) => labels.iter().all(|(name, value)| self.labels.get(name) == Some(value)),
+            Group::Batch(batch) => self.batch.as_ref() == Some(batch),
+        }
     }
 }
 
@@ -227,15 +231,24 @@ struct Book {
     /// What is in `by_id`, in the order of entry; a later cancel of the same job has an entry of its own.
     entered: VecDeque<(Timestamp, (JobId, Option<String>))>,
     /// In the order of entry.
-    by_labels: VecDeque<LabelCancel>,
+    by_group: VecDeque<GroupCancel>,
     /// The paused pools, and since when.
     paused: BTreeMap<String, Timestamp>,
     in_hand: BTreeMap<Key, (Job, Arc<Told>)>,
     last_key: u64,
 }
 
-struct LabelCancel {
-    labels: BTreeMap<String, String>,
+/// Jobs that are cancelled without naming each.
+#[derive(PartialEq, Eq)]
+enum Group {
+    /// Those that have all of these labels.
+    Labels(BTreeMap<String, String>),
+    /// Those of a batch.
+    Batch(String),
+}
+
+struct GroupCancel {
+    group: Group,
     pool: Option<String>,
     cancellation: Cancellation,
 }
@@ -249,7 +262,7 @@ impl Book {
             job.is_meant(found, None).then_some(found)
         });
         by_id.or_else(|| {
-            let found = self.by_labels.iter().find(|cancel| cancel.is_for(job))?;
+            let found = self.by_group.iter().find(|cancel| cancel.is_for(job))?;
             Some(&found.cancellation)
         })
     }
@@ -258,6 +271,7 @@ impl Book {
         let Order::Cancel {
             ids,
             labels,
+            batch,
             pool,
             at,
             by,
@@ -269,9 +283,10 @@ impl Book {
         for id in ids {
             self.cancel_id(id, pool.as_ref(), &cancellation);
         }
-        if !labels.is_empty() {
-            self.cancel_labels(LabelCancel {
-                labels: labels.clone(),
+        let labels = (!labels.is_empty()).then(|| Group::Labels(labels.clone()));
+        if let Some(group) = labels.or_else(|| batch.clone().map(Group::Batch)) {
+            self.cancel_group(GroupCancel {
+                group,
                 pool: pool.clone(),
                 cancellation,
             });
@@ -297,16 +312,16 @@ impl Book {
         self.entered.push_back((cancellation.at, key));
     }
 
-    fn cancel_labels(&mut self, cancel: LabelCancel) {
+    fn cancel_group(&mut self, cancel: GroupCancel) {
         for (job, told) in self.in_hand.values() {
             if cancel.is_for(job) {
                 told.tell(&cancel.cancellation);
             }
         }
-        let is_same = |known: &LabelCancel| known.labels == cancel.labels && known.pool == cancel.pool;
-        self.by_labels
+        let is_same = |known: &GroupCancel| known.group == cancel.group && known.pool == cancel.pool;
+        self.by_group
             .retain(|known| !is_same(known) || known.cancellation.at > cancel.cancellation.at);
-        self.by_labels.push_back(cancel);
+        self.by_group.push_back(cancel);
     }
 
     fn make_room(&mut self) -> usize {
@@ -314,8 +329,8 @@ impl Book {
         while self.entered.len() > CANCELS_MAX {
             forgotten += usize::from(self.forget_oldest_id());
         }
-        let over = self.by_labels.len().saturating_sub(LABELS_MAX);
-        self.by_labels.drain(..over);
+        let over = self.by_group.len().saturating_sub(GROUPS_MAX);
+        self.by_group.drain(..over);
         forgotten + over
     }
 
@@ -336,15 +351,15 @@ impl Book {
         while self.entered.front().is_some_and(|(at, _)| is_over(*at, now)) {
             self.forget_oldest_id();
         }
-        self.by_labels.retain(|cancel| !is_over(cancel.cancellation.at, now));
+        self.by_group.retain(|cancel| !is_over(cancel.cancellation.at, now));
         let over = self.paused.extract_if(.., |_, at| is_over(*at, now));
         over.map(|(pool, _)| pool).collect()
     }
 }
 
-impl LabelCancel {
+impl GroupCancel {
     fn is_for(&self, job: &Job) -> bool {
-        job.is_meant(&self.cancellation, self.pool.as_deref()) && job.has(&self.labels)
+        job.is_meant(&self.cancellation, self.pool.as_deref()) && job.is_of(&self.group)
     }
 }
 
@@ -396,6 +411,7 @@ mod tests {
         Job {
             id: id(name),
             labels: labels(&[("of", "test"), ("name", name)]),
+            batch: Some(format!("batch of {name}")),
             pool: "p".into(),
             submitted_at: submitted_at.map(at),
         }
@@ -405,6 +421,7 @@ mod tests {
         Order::Cancel {
             ids: ids.iter().map(|name| id(name)).collect(),
             labels: labels(by_labels),
+            batch: None,
             pool: pool.map(str::to_owned),
             at: at(second),
             by: Some("me".to_owned()),
@@ -457,6 +474,34 @@ mod tests {
     }
 
     #[test]
+    fn a_cancel_of_a_batch_is_for_its_jobs_wherever_they_are() {
+        let orders = Orders::none();
+        let in_hand = ["a", "b"].map(|name| orders.watch(job(name, Some(1))));
+        let cancel = |batch: &str, pool: Option<&str>| Order::Cancel {
+            ids: Vec::new(),
+            labels: BTreeMap::new(),
+            batch: Some(batch.to_owned()),
+            pool: pool.map(str::to_owned),
+            at: at(10),
+            by: None,
+        };
+        orders.apply(&cancel("batch of a", None), at(10));
+        orders.apply(&cancel("batch of b", Some("q")), at(10));
+        let told = in_hand.each_ref().map(|job| job.cancellation().is_some());
+        assert_eq!(told, [true, false]);
+        assert!(is_cancelled(&orders, job("a", Some(10))));
+        assert!(!is_cancelled(&orders, job("a", Some(11))), "submitted again");
+        let batch = None;
+        assert!(!is_cancelled(
+            &orders,
+            Job {
+                batch,
+                ..job("a", Some(1))
+            }
+        ));
+    }
+
+    #[test]
     fn jobs_in_hand_are_told_each_delivery_of_its_own() {
         let orders = Orders::none();
         let jobs = [("a", Some(1)), ("a", Some(20)), ("a", None), ("b", Some(1))];
@@ -501,9 +546,9 @@ mod tests {
         for kept in ["job-1", "one-more"] {
             assert!(is_cancelled(&orders, job(kept, None)), "{kept}");
         }
-        for number in 0..=LABELS_MAX {
+        for number in 0..=GROUPS_MAX {
             let forgotten = orders.apply(&cancel(&[], &[("n", &name(number))], None, 0), at(0));
-            assert_eq!(forgotten, usize::from(number == LABELS_MAX));
+            assert_eq!(forgotten, usize::from(number == GROUPS_MAX));
         }
     }
 

@@ -35,7 +35,7 @@ use super::slots::Slots;
 use super::{Ending, Holds, Worker};
 use crate::config::Pool;
 use crate::executor::{self, End, Outcome, Run, Spawners, Stop};
-use crate::message::{Envelope, FailureKind, JobId, Output, Status, WorkerInfo};
+use crate::message::{Envelope, FailureKind, JobId, Output, Status, WorkerInfo, header};
 use crate::supervise::Shutdown;
 use crate::transport::topology::Names;
 use crate::transport::{Delivery, Publication, SettleError, Transport};
@@ -181,6 +181,7 @@ impl<T: Transport> Pipeline<T> {
         self.orders.watch(Job {
             id: ticket.job_id.clone(),
             labels: ticket.labels.clone(),
+            batch: envelope.properties.text_header(header::BATCH).map(str::to_owned),
             pool: self.pool.name.clone(),
             submitted_at: envelope.properties.submitted_at(),
         })

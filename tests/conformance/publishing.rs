@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use synthex::transport::topology::{ExchangeKind, Queue, Topology};
-use synthex::transport::{Publication, PublishError, Routing, Topic, Transport};
+use synthex::transport::{Publication, PublishError, Routing, Subscription, Topic, Transport};
 use tokio::task::JoinSet;
 
 use crate::bench::{Bench, ack, binding, eventually, exchange, nothing_comes, queue, queues, soon, take, text, to};
@@ -123,6 +123,90 @@ pub async fn returns_are_told_of_the_right_messages_under_concurrency<T: Transpo
     bench
         .waits_for_messages("open", u32::try_from(half).expect("a small number"))
         .await;
+}
+
+/// A window with messages that are taken, refused and returned, one after the other.
+pub async fn many_messages_are_told_of_each<T: Transport>(bench: Bench<T>) {
+    const MESSAGES: usize = 255;
+    let full = Queue {
+        max_length: Some(1),
+        ..queue("full")
+    };
+    bench.declare(&queues([full, queue("open")])).await;
+    fill(&bench, "full").await;
+    for round in 0..8 {
+        let window: Vec<Publication> = (0..MESSAGES)
+            .map(|number| {
+                let mut message = to("", ["open", "full", "missing"][number % 3], &number.to_string());
+                message.envelope.properties.message_id = Some(format!("{round}/{number}"));
+                if number % 2 == 0 && number % 3 == 2 {
+                    message.routing = Routing::Optional; // nobody need get it
+                }
+                message
+            })
+            .collect();
+        let told = bench.broker.publish_many(&window).await;
+        assert_eq!(told.len(), MESSAGES);
+        for (number, (message, told)) in window.iter().zip(&told).enumerate() {
+            let is_right = match (number % 3, message.routing) {
+                (0, _) | (2, Routing::Optional) => told.is_ok(),
+                (1, _) => matches!(told, Err(PublishError::Refused { .. })),
+                _ => matches!(told, Err(PublishError::Unroutable { .. })),
+            };
+            assert!(is_right, "round {round}, message {number}: {told:?}");
+        }
+    }
+    let taken = u32::try_from(8 * MESSAGES / 3).expect("a small number");
+    bench.waits_for_messages("open", taken).await;
+}
+
+pub async fn many_messages_keep_their_order<T: Transport>(bench: Bench<T>) {
+    bench.declare(&queues([queue("jobs")])).await;
+    for window in 0..4 {
+        let window: Vec<Publication> = (0..50)
+            .map(|n| to("", "jobs", &(window * 50 + n).to_string()))
+            .collect();
+        let told = bench.broker.publish_many(&window).await;
+        assert!(told.iter().all(Result::is_ok), "{told:?}");
+    }
+    assert!(bench.broker.publish_many(&[]).await.is_empty());
+    let mut subscription = bench.subscribe("jobs", 10).await;
+    for number in 0..200 {
+        let delivery = take(&mut subscription).await;
+        assert_eq!(text(&delivery), number.to_string());
+        ack(delivery).await;
+    }
+}
+
+pub async fn nothing_is_sent_to_a_missing_exchange_many_at_a_time<T: Transport>(bench: Bench<T>) {
+    bench.declare(&queues([queue("jobs")])).await;
+    let window: Vec<Publication> = (0..20).map(|_| to("nowhere", "jobs", "lost")).collect();
+    let told = bench.broker.publish_many(&window).await;
+    assert_eq!(told.len(), 20);
+    for told in told {
+        assert!(told.is_err());
+    }
+    bench.send("jobs", "kept").await;
+    bench.waits_for_messages("jobs", 1).await;
+}
+
+pub async fn a_removed_queue_is_gone_with_its_consumer<T: Transport>(bench: Bench<T>) {
+    bench.declare(&queues([queue("jobs"), queue("others")])).await;
+    for name in ["jobs", "jobs", "others"] {
+        bench.send(name, "text").await;
+    }
+    let mut subscription = bench.subscribe("jobs", 1).await;
+    let taken = take(&mut subscription).await;
+    for _ in 0..2 {
+        soon("the end of a queue", bench.broker.remove_queue("jobs"))
+            .await
+            .expect("again is the same as once");
+    }
+    assert!(soon("the end of the consumer", subscription.next()).await.is_none());
+    drop(taken);
+    let depth = bench.broker.queue_depth("jobs").await.expect("the broker tells");
+    assert_eq!(depth, None);
+    bench.waits_for_messages("others", 1).await;
 }
 
 pub async fn a_refused_message_is_accepted_once_there_is_room<T: Transport>(bench: Bench<T>) {

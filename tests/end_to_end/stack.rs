@@ -208,6 +208,13 @@ fn each_role_may_do_its_work(stack: &Stack) {
     assert!(operate(&["dead", "list"]).contains("bad"));
     operate(&["dead", "retry", "bad"]);
 
+    let produce = |args: &[&str]| stack.run_as("producer.local.url", args).expect_code(0).stdout;
+    let batch = produce(&["batch", "--detach", "--range", "1-3", "--", "true"]);
+    produce(&["batch", "wait", batch.trim()]);
+    assert_eq!(produce(&["batch", "results", batch.trim()]).lines().count(), 3);
+    produce(&["batch", "--range", "1-3", "--", "true"]);
+    operate(&["batch", "cancel", batch.trim()]);
+
     let log = worker.running.stderr();
     assert!(
         !log.contains("refused") && !log.contains("ERROR"),

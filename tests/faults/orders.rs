@@ -13,6 +13,7 @@ pub fn cancel(orders: &Orders, ids: &[&str]) {
     let order = Order::Cancel {
         ids: ids.iter().map(|id| id.parse().expect("an id")).collect(),
         labels: [].into(),
+        batch: None,
         pool: None,
         at: now(),
         by: Some("a test".to_owned()),

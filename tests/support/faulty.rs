@@ -242,6 +242,10 @@ impl<T: Transport> Transport for Faulty<T> {
         }
     }
 
+    async fn remove_queue(&self, queue: &str) -> Result<(), TransportError> {
+        self.inner.remove_queue(queue).await
+    }
+
     async fn version(&self) -> Option<Version> {
         self.inner.version().await
     }

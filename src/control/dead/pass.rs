@@ -30,7 +30,8 @@ const POLL: Duration = Duration::from_millis(2);
 /// back to a quorum queue, and puts it there in no order.
 const BATCH: usize = 25;
 
-pub(in crate::control) struct Pass<'a, T: Transport> {
+/// A look at every message that is ready in a queue.
+pub struct Pass<'a, T: Transport> {
     transport: &'a T,
     queue: String,
     subscription: T::Subscription,
@@ -46,7 +47,11 @@ pub(in crate::control) struct Pass<'a, T: Transport> {
 
 impl<'a, T: Transport> Pass<'a, T> {
     /// Begins a pass over a queue that has to be there.
-    pub(in crate::control) async fn begin(transport: &'a T, queue: String) -> Result<Self, DeadError> {
+    /// Begins with what is ready now.
+    ///
+    /// # Errors
+    /// When there is no such queue, or the broker cannot be used.
+    pub async fn begin(transport: &'a T, queue: String) -> Result<Self, DeadError> {
         let Some(depth) = transport.queue_depth(&queue).await? else {
             return Err(DeadError::NoQueue(queue));
         };
@@ -75,7 +80,10 @@ impl<'a, T: Transport> Pass<'a, T> {
     }
 
     /// The next letter; `None` when all have come, or nothing comes any more.
-    pub(in crate::control) async fn next(&mut self) -> Result<Option<Delivery>, DeadError> {
+    ///
+    /// # Errors
+    /// When the broker is lost.
+    pub async fn next(&mut self) -> Result<Option<Delivery>, DeadError> {
         if self.expected == 0 {
             return Ok(None);
         }
@@ -93,12 +101,12 @@ impl<'a, T: Transport> Pass<'a, T> {
     }
 
     /// Keeps a letter until the end, and then gives it back.
-    pub(in crate::control) fn keep(&mut self, delivery: Delivery) {
+    pub fn keep(&mut self, delivery: Delivery) {
         self.kept.push(delivery.into_settler());
     }
 
     /// Gives back what was kept, and waits until others can see it. Returns how many letters have not come.
-    pub(in crate::control) async fn end(mut self) -> usize {
+    pub async fn end(mut self) -> usize {
         // No more may come, or what goes back would come here again.
         self.subscription.cancel().await;
         while let Some(uninvited) = self.subscription.next().await {

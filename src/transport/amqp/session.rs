@@ -158,6 +158,11 @@ impl Session {
         self.connection.status().connected()
     }
 
+    /// Whether the broker takes nothing that is published on it for now: it is short of memory or disk.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
     /// A fresh channel.
     pub(super) async fn channel(&self) -> Result<Channel, TransportError> {
         self.connection

@@ -1,6 +1,6 @@
 //! Declares a topology, or checks that it is there.
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind as LapinKind};
 use tracing::warn;
@@ -60,6 +60,18 @@ pub(super) async fn depth(session: &Session, queue: &str) -> Result<Option<Queue
         })),
         Err(error) if reply_code(&error) == Some(reply::NOT_FOUND) => Ok(None),
         Err(error) => Err(operation_error(&format!("look at queue {queue:?}"), &error)),
+    }
+}
+
+/// Removes a queue, whatever is in it. RabbitMQ says nothing of one that is not there.
+pub(super) async fn remove(session: &Session, queue: &str) -> Result<(), TransportError> {
+    let channel = session.channel().await?;
+    let removed = channel.queue_delete(short(queue)?, QueueDeleteOptions::default()).await;
+    match removed {
+        Err(error) if reply_code(&error) != Some(reply::NOT_FOUND) => {
+            Err(operation_error(&format!("remove queue {queue:?}"), &error))
+        }
+        _ => Ok(()),
     }
 }
 

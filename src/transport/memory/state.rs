@@ -241,6 +241,21 @@ impl State {
         }
     }
 
+    /// Removes a queue with what is in it; its consumers end.
+    pub(super) fn remove_queue(&mut self, queue: &str) {
+        let Some(id) = self.names.remove(queue) else {
+            return;
+        };
+        self.queues.remove(&id);
+        self.exchanges.forget(id);
+        self.timed.retain(|timed| *timed != id);
+        self.unsettled.retain(|_, unsettled| unsettled.queue != id);
+        let gone = self.consumers.extract_if(.., |_, consumer| consumer.queue == id);
+        for (_, consumer) in gone {
+            consumer.changed.notify_one();
+        }
+    }
+
     /// Ends a consumer and gives back what it has not taken. What it has taken stays its own.
     pub(super) fn remove(&mut self, id: ConsumerId, now: Instant) {
         self.cancel(id);

@@ -1,0 +1,332 @@
+//! A batch seen from elsewhere: what its submitters have said of it, and what waits in its queue.
+//!
+//! Submitters say how far they are about once a second, so that somebody who asks hears of results that they took since only
+//! then. What waits in the queue is counted while nobody takes it: one look at each message, which stays.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use super::{BatchId, Finished, Herald, Sink, Submission, Table};
+use crate::control::dead::{DeadError, Pass};
+use crate::message::{BatchEvent, BatchRecord, JobResult, Status};
+use crate::transport::topology::{Declare, Names};
+use crate::transport::{Delivery, PublishError, StreamOffset, Subscribe, Subscription, Transport, TransportError};
+
+/// Records on their way at a time.
+const PREFETCH: u16 = 500;
+/// Nothing comes for so long: there is no more.
+const QUIET: Duration = Duration::from_millis(300);
+/// How long the first of what is there may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Most results that are looked at to count them.
+const LOOKED_AT: u32 = 100_000;
+/// Results that are written at a time.
+const CHUNK: usize = 500;
+
+/// What submitters have said of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The pool of its jobs.
+    pub pool: String,
+    /// When it was begun.
+    pub begun_at: Timestamp,
+    /// Who began it.
+    pub by: Option<String>,
+    /// How many items it has, once that is known.
+    pub total: Option<u64>,
+    /// All of its jobs were submitted.
+    pub is_submitted: bool,
+    /// All of its results were taken.
+    pub has_ended: bool,
+    /// Final results that were taken from its queue.
+    pub finished: BTreeMap<Status, u64>,
+    /// When anything was said last.
+    pub said_at: Timestamp,
+}
+
+impl Known {
+    fn new(record: &BatchRecord) -> Self {
+        Self {
+            pool: record.pool.clone(),
+            begun_at: record.at,
+            by: record.by.clone(),
+            total: None,
+            is_submitted: false,
+            has_ended: false,
+            finished: BTreeMap::new(),
+            said_at: record.at,
+        }
+    }
+
+    /// The last word counts, but for what cannot be undone.
+    fn hear(&mut self, record: BatchRecord) {
+        self.total = record.total.or(self.total);
+        self.is_submitted |= matches!(record.event, BatchEvent::Submitted | BatchEvent::Ended);
+        // A batch whose failures are submitted again has not ended any more.
+        self.has_ended = record.event == BatchEvent::Ended;
+        self.finished = record.finished;
+        self.said_at = record.at;
+    }
+}
+
+/// How a batch is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overview {
+    /// What was said of it.
+    pub known: Known,
+    /// Somebody takes its results now.
+    pub is_attended: bool,
+    /// Messages that wait in its queue; more than final results if there are retries.
+    pub waiting: u32,
+    /// The final results among them, by status; `None` if they are too many to count, or somebody takes them.
+    pub counted: Option<BTreeMap<Status, u64>>,
+}
+
+impl Overview {
+    /// How many items ended in which way, as far as that is known.
+    #[must_use]
+    pub fn finished(&self) -> BTreeMap<Status, u64> {
+        let mut finished = self.known.finished.clone();
+        for (status, count) in self.counted.iter().flatten() {
+            *finished.entry(*status).or_default() += count;
+        }
+        finished
+    }
+
+    /// Whether every item has its final result.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let finished: u64 = self.finished().values().sum();
+        self.known.has_ended || (self.known.is_submitted && self.known.total.is_some_and(|total| finished >= total))
+    }
+}
+
+/// Why a batch cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The broker could not be used.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// It took no record.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// Its queue could not be gone through.
+    #[error(transparent)]
+    Look(#[from] DeadError),
+    /// Results could not be written.
+    #[error("{0}")]
+    Write(#[from] io::Error),
+    /// Somebody else takes its results.
+    #[error("take results from queue {0:?}: its submitter takes them now")]
+    Attended(String),
+}
+
+/// What submitters have said of a batch in the last 14 days; `None` if nobody has said anything.
+///
+/// # Errors
+/// When the broker cannot be used.
+pub async fn known<T: Transport>(
+    transport: &T,
+    names: &Names,
+    batch: &BatchId,
+) -> Result<Option<Known>, TransportError> {
+    let queue = names.batches();
+    let Some(depth) = transport.queue_depth(&queue).await? else {
+        return Ok(None);
+    };
+    let request = request(queue, PREFETCH, Some(StreamOffset::First));
+    let mut log = transport.subscribe(&request).await?;
+    let (mut known, mut seen): (Option<Known>, u32) = (None, 0);
+    loop {
+        // The broker may not have counted the last ones.
+        let patience = if seen < depth.messages { PATIENCE } else { QUIET };
+        let Ok(Some(delivery)) = timeout(patience, log.next()).await else {
+            return Ok(known);
+        };
+        seen += 1;
+        if let Ok(record) = BatchRecord::decode(&delivery.envelope.body)
+            && record.batch == batch.as_str()
+        {
+            known.get_or_insert_with(|| Known::new(&record)).hear(record);
+        }
+        // An ack only asks for more.
+        let _ = delivery.ack().await;
+    }
+}
+
+/// How a batch is; `None` if it is not known.
+///
+/// # Errors
+/// When the broker cannot be used.
+pub async fn overview<T: Transport>(
+    transport: &T,
+    names: &Names,
+    batch: &BatchId,
+) -> Result<Option<Overview>, RegistryError> {
+    let Some(known) = known(transport, names, batch).await? else {
+        return Ok(None);
+    };
+    let queue = names.batch_results(batch.as_str());
+    let depth = transport.queue_depth(&queue).await?;
+    let (waiting, is_attended) = depth.map_or((0, false), |depth| (depth.messages, depth.consumers > 0));
+    let counted = if is_attended || waiting > LOOKED_AT {
+        None
+    } else if waiting == 0 {
+        Some(BTreeMap::new())
+    } else {
+        Some(count(transport, queue).await?)
+    };
+    Ok(Some(Overview {
+        known,
+        is_attended,
+        waiting,
+        counted,
+    }))
+}
+
+/// What of a result is needed to count it.
+#[derive(Deserialize)]
+struct Counted {
+    status: Status,
+    #[serde(rename = "final")]
+    is_final: bool,
+}
+
+async fn count<T: Transport>(transport: &T, queue: String) -> Result<BTreeMap<Status, u64>, DeadError> {
+    let mut pass = Pass::begin(transport, queue).await?;
+    let (mut counts, mut seen) = (BTreeMap::new(), BTreeSet::new());
+    let looked = async {
+        while let Some(delivery) = pass.next().await? {
+            let id = delivery.envelope.properties.correlation_id.clone();
+            if let Ok(result) = serde_json::from_slice::<Counted>(&delivery.envelope.body)
+                && result.is_final
+                && seen.insert(id)
+            {
+                *counts.entry(result.status).or_default() += 1;
+            }
+            pass.keep(delivery);
+        }
+        Ok(())
+    }
+    .await;
+    pass.end().await;
+    looked.map(|()| counts)
+}
+
+/// What was fetched from a batch's queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// Final results that were written.
+    pub written: u64,
+    /// Whether the batch has no more.
+    pub is_complete: bool,
+}
+
+/// Gives the results that wait in a batch's queue to `sink`, and takes them from the queue once they are written. What `table`
+/// knows already is not given again.
+///
+/// # Errors
+/// When the broker or the sink cannot be used. What was not taken from the queue comes again.
+pub async fn fetch<T: Transport>(
+    transport: &T,
+    herald: &Herald,
+    known: &Known,
+    sink: &mut dyn Sink,
+    mut table: Table,
+) -> Result<Fetched, RegistryError> {
+    let queue = herald.names.batch_results(herald.batch.as_str());
+    let before = if table.ended() > 0 {
+        BTreeMap::new()
+    } else {
+        known.finished.clone()
+    };
+    let mut fetched = Fetched::default();
+    if let Some(depth) = transport.queue_depth(&queue).await? {
+        if depth.consumers > 0 {
+            return Err(RegistryError::Attended(queue));
+        }
+        let mut inbox = transport.subscribe(&request(queue.clone(), PREFETCH, None)).await?;
+        let mut rest = depth.messages;
+        while rest > 0 {
+            let taken = take(&mut inbox, rest, &mut table, sink, &mut fetched.written).await?;
+            rest = rest.saturating_sub(u32::try_from(taken.len()).unwrap_or(u32::MAX));
+            sink.flush().await?;
+            if taken.is_empty() {
+                break; // somebody else has the rest
+            }
+            for delivery in taken {
+                // One whose session is gone comes again, and is written again unless the file is there to tell.
+                let _ = delivery.ack().await;
+            }
+        }
+    }
+    let mut finished = table.counts();
+    for (status, count) in before {
+        *finished.entry(status).or_default() += count;
+    }
+    let ended: u64 = finished.values().sum();
+    fetched.is_complete = known.is_submitted && known.total.is_some_and(|total| ended >= total);
+    let event = match fetched.is_complete {
+        true => BatchEvent::Ended,
+        false => BatchEvent::Progress,
+    };
+    transport.publish(&herald.say(event, known.total, finished)).await?;
+    if fetched.is_complete {
+        transport.remove_queue(&queue).await?;
+    }
+    Ok(fetched)
+}
+
+/// Takes some results of a queue in which so many were ready, and gives those to the sink that it has not had.
+async fn take(
+    inbox: &mut impl Subscription,
+    rest: u32,
+    table: &mut Table,
+    sink: &mut dyn Sink,
+    written: &mut u64,
+) -> Result<Vec<Delivery>, RegistryError> {
+    let wanted = usize::try_from(rest).unwrap_or(usize::MAX).min(CHUNK);
+    let mut taken = Vec::with_capacity(wanted);
+    while taken.len() < wanted
+        && let Ok(Some(delivery)) = timeout(PATIENCE, inbox.next()).await
+    {
+        let id = delivery.envelope.properties.correlation_id.as_deref();
+        let submission = id.and_then(|id| id.parse::<Submission>().ok());
+        if let (Some(submission), Ok(result)) = (submission, JobResult::decode(&delivery.envelope.body))
+            && result.is_final
+            && table.finish(submission, result.status)
+        {
+            *written += 1;
+            sink.take(&Finished {
+                seq: submission.seq,
+                submission: submission.number,
+                origin: "",
+                title: "",
+                result: &result,
+                json: &delivery.envelope.body,
+            })?;
+        }
+        taken.push(delivery);
+    }
+    Ok(taken)
+}
+
+fn request(queue: String, prefetch: u16, from: Option<StreamOffset>) -> Subscribe {
+    Subscribe {
+        queue,
+        prefetch,
+        consumer_timeout: None,
+        from,
+        topology: Arc::default(),
+        declare: Declare::Passive,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! The results file: one final result a line, with the item it is of. It is the truth of what has ended.
+//!
+//! Lines are appended and never changed. One without its end was cut off by a kill, and is cut away when the file is
+//! opened again: its message was not acked, so the result comes again.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::{Finished, Sink, Submission, Table};
+use crate::message::Status;
+use crate::message::batch::ItemOfLine;
+use crate::transport::BoxFuture;
+
+/// How sure a line has to be before its message is acked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// It outlives this process.
+    Process,
+    /// It outlives the machine's power: it is on disk.
+    Disk,
+}
+
+/// A results file, open at its end.
+#[derive(Debug)]
+pub struct ResultsFile {
+    file: Arc<File>,
+    path: PathBuf,
+    durability: Durability,
+    lines: Vec<u8>,
+}
+
+impl ResultsFile {
+    /// Opens a results file, made if it is not there, and enters what it has in `table`.
+    ///
+    /// # Errors
+    /// When it cannot be read or written, or has other lines than results.
+    pub fn open(path: &Path, durability: Durability, table: &mut Table) -> io::Result<Self> {
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("failed to use {}: {error}", path.display()));
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(path)
+            .map_err(named)?;
+        let whole = scan(&file, path, table)?;
+        if file.metadata().map_err(named)?.len() > whole {
+            file.set_len(whole).map_err(named)?;
+        }
+        Ok(Self {
+            file: Arc::new(file),
+            path: path.to_owned(),
+            durability,
+            lines: Vec::new(),
+        })
+    }
+}
+
+impl Sink for ResultsFile {
+    fn take(&mut self, finished: &Finished<'_>) -> io::Result<()> {
+        if finished.result.is_final {
+            write_line(&mut self.lines, finished);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(async move {
+            if self.lines.is_empty() {
+                return Ok(());
+            }
+            let (file, lines, durability) = (self.file.clone(), std::mem::take(&mut self.lines), self.durability);
+            let written = tokio::task::spawn_blocking(move || {
+                (&*file).write_all(&lines)?;
+                if durability == Durability::Disk {
+                    file.sync_data()?;
+                }
+                Ok(lines)
+            });
+            let written = written.await.map_err(io::Error::other).and_then(|written| written);
+            let mut lines = written.map_err(|error: io::Error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("failed to write {}: {error}", self.path.display()),
+                )
+            })?;
+            lines.clear();
+            self.lines = lines;
+            Ok(())
+        })
+    }
+}
+
+/// Appends the line of a result: the object as it came, with one member more at its end.
+pub fn write_line(lines: &mut Vec<u8>, finished: &Finished<'_>) {
+    let item = ItemOfLine {
+        seq: finished.seq,
+        origin: finished.origin.to_owned(),
+        submission: finished.submission,
+    };
+    let json = finished.json.trim_ascii_end();
+    let again;
+    let object = match json.strip_suffix(b"}") {
+        Some(object) if !json.contains(&b'\n') => object,
+        // Somebody else's writing, on several lines.
+        _ => {
+            again = finished.result.encode();
+            again.strip_suffix(b"}").unwrap_or(&again)
+        }
+    };
+    lines.extend_from_slice(object);
+    lines.extend_from_slice(b",\"item\":");
+    // Writing to memory cannot fail, nor can an item.
+    let _ = serde_json::to_writer(&mut *lines, &item);
+    lines.extend_from_slice(b"}\n");
+}
+
+/// What of a line is needed to go on: a tenth of the time of reading all of it.
+#[derive(Deserialize)]
+struct Known {
+    status: Status,
+    item: ItemOfLine,
+}
+
+/// Enters every whole line, and returns where the last one ends.
+fn scan(file: &File, path: &Path, table: &mut Table) -> io::Result<u64> {
+    let mut reader = BufReader::with_capacity(256 * 1024, file);
+    reader.seek(SeekFrom::Start(0))?;
+    let (mut line, mut end, mut number) = (Vec::new(), 0, 0_u64);
+    loop {
+        line.clear();
+        let length = reader.read_until(b'\n', &mut line)?;
+        if line.last() != Some(&b'\n') {
+            return Ok(end);
+        }
+        number += 1;
+        end += u64::try_from(length).unwrap_or(u64::MAX);
+        let known: Known = serde_json::from_slice(&line).map_err(|error| {
+            let message = format!(
+                "{}:{number}: this is no line of a batch's results ({error}); name another file",
+                path.display()
+            );
+            io::Error::new(io::ErrorKind::InvalidData, message)
+        })?;
+        let submission = Submission {
+            seq: known.item.seq,
+            number: known.item.submission.max(1),
+        };
+        table.finish(submission, known.status);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::message::JobResult;
+
+    fn result(status: &str, is_final: bool) -> JobResult {
+        let body = json!({
+            "job_id": "j", "attempt": 1, "status": status, "final": is_final, "duration_ms": 0,
+            "stdout": {"text": "}\n", "encoding": "utf-8", "bytes": 2, "truncated_bytes": 0},
+            "stderr": {"text": "", "encoding": "utf-8", "bytes": 0, "truncated_bytes": 0},
+            "finished_at": "2030-01-01T00:00:00Z",
+            "worker": {"id": "w", "host": "h", "pool": "p", "version": "0"}, "labels": {},
+        });
+        JobResult::decode(body.to_string().as_bytes()).unwrap()
+    }
+
+    fn take(file: &mut ResultsFile, seq: u64, submission: u8, result: &JobResult) {
+        let finished = Finished {
+            seq,
+            submission,
+            origin: "jobs.jsonl:9",
+            title: "",
+            result,
+            json: &result.encode(),
+        };
+        file.take(&finished).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_line_is_the_result_and_its_item_and_is_known_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.jsonl");
+        let mut file = ResultsFile::open(&path, Durability::Disk, &mut Table::default()).unwrap();
+        take(&mut file, 2, 1, &result("failed", false));
+        take(&mut file, 2, 1, &result("failed", true));
+        take(&mut file, 1, 1, &result("succeeded", true));
+        file.flush().await.unwrap();
+        take(&mut file, 2, 2, &result("succeeded", true));
+        file.flush().await.unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 3, "only final results are written");
+        assert_eq!(
+            lines[0]["item"],
+            json!({"seq": 2, "origin": "jobs.jsonl:9", "submission": 1})
+        );
+        assert_eq!(
+            (&lines[0]["status"], &lines[0]["stdout"]["text"]),
+            (&json!("failed"), &json!("}\n"))
+        );
+
+        let mut table = Table::default();
+        ResultsFile::open(&path, Durability::Disk, &mut table).unwrap();
+        assert_eq!(
+            table.counts(),
+            [(Status::Succeeded, 2)].into(),
+            "the last line of an item counts"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_torn_line_is_cut_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.jsonl");
+        let mut file = ResultsFile::open(&path, Durability::Process, &mut Table::default()).unwrap();
+        take(&mut file, 1, 1, &result("succeeded", true));
+        file.flush().await.unwrap();
+        let line = std::fs::read(&path).unwrap();
+        for cut in 0..line.len() {
+            let torn = [&line[..], &line[..cut]].concat();
+            std::fs::write(&path, torn).unwrap();
+            let mut table = Table::default();
+            let mut file = ResultsFile::open(&path, Durability::Process, &mut table).unwrap();
+            assert_eq!(table.ended(), 1, "cut at {cut}");
+            take(&mut file, 2, 1, &result("failed", true));
+            file.flush().await.unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(text.lines().count(), 2, "cut at {cut}: {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_result_on_several_lines_becomes_one() {
+        let result = result("succeeded", true);
+        let pretty = serde_json::to_vec_pretty(&result).unwrap();
+        let mut lines = Vec::new();
+        let finished = Finished {
+            seq: 1,
+            submission: 1,
+            origin: "",
+            title: "",
+            result: &result,
+            json: &pretty,
+        };
+        write_line(&mut lines, &finished);
+        assert_eq!(lines.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert_eq!(JobResult::decode(&lines).unwrap(), result);
+    }
+
+    #[test]
+    fn another_file_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.jsonl");
+        let text = "{\"command\":[\"true\"]}\n{\"torn";
+        std::fs::write(&path, text).unwrap();
+        let error = ResultsFile::open(&path, Durability::Disk, &mut Table::default()).unwrap_err();
+        assert!(error.to_string().contains("r.jsonl:1: this is no line"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    }
+}

@@ -1,0 +1,146 @@
+//! When a batch ends early, and what is left then.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::fleet::{Fleet, PATIENCE, results};
+use crate::support::process::{Signal, wait_until};
+
+#[test]
+fn failures_end_it_soon_or_now() {
+    let fleet = Fleet::new();
+    let _worker = fleet.worker(2);
+    let mut jobs = String::new();
+    for number in 0..40 {
+        let script = if number == 0 { "exit 1" } else { "sleep 0.05" };
+        jobs += &format!("{}\n", json!({ "script": script }));
+    }
+    fs::write(fleet.path("jobs.jsonl"), &jobs).unwrap();
+    let args = [
+        "--results",
+        "soon.jsonl",
+        "--max-in-flight",
+        "4",
+        "--halt",
+        "soon,fail=1",
+        "jobs.jsonl",
+    ];
+    let soon = fleet.batch(&args).run().expect_code(3);
+    assert!(
+        soon.stderr.contains("ended early: 1 did not succeed"),
+        "{}",
+        soon.stderr
+    );
+    let ended = results(&fleet.read("soon.jsonl"));
+    assert!((4..40).contains(&ended.len()), "{}", ended.len());
+    assert!(ended.values().all(|result| result["status"] != "cancelled"));
+
+    let long = jobs.replace("sleep 0.05", "sleep 300");
+    fs::write(fleet.path("jobs.jsonl"), long).unwrap();
+    let args = ["--results", "now.jsonl", "--max-fails", "0", "jobs.jsonl"];
+    fleet.batch(&args).run().expect_code(3);
+    let ended = results(&fleet.read("now.jsonl"));
+    assert_eq!(ended.len(), 40, "all that was submitted has its end");
+    assert_eq!(
+        ended.values().filter(|result| result["status"] == "cancelled").count(),
+        39
+    );
+}
+
+#[test]
+fn enough_successes_end_it_well() {
+    let fleet = Fleet::at(String::new());
+    let args = [
+        "run",
+        "--slots",
+        "2",
+        "--halt",
+        "now,success=3",
+        "--range",
+        "1-30",
+        "--",
+        "sh",
+        "-c",
+        "sleep 0.0{}",
+    ];
+    let done = fleet.synthex(&args).run().expect_code(0);
+    assert!(done.stderr.contains("3 succeeded (--halt)"), "{}", done.stderr);
+}
+
+#[test]
+fn an_interrupt_waits_for_what_was_submitted_and_a_second_one_cancels_it() {
+    let fleet = Fleet::new();
+    let _worker = fleet.worker(2);
+    let args = [
+        "--results",
+        "r.jsonl",
+        "--max-in-flight",
+        "2",
+        "--range",
+        "1-50",
+        "--",
+        "sh",
+        "-c",
+    ];
+    let folder = fleet.folder.path().to_str().unwrap();
+    let script = "touch started-{}; while [ ! -e go ]; do sleep 0.01; done";
+    let batch = [&["--cwd", folder], &args[..], &[script]].concat();
+
+    let submitter = fleet.batch(&batch).spawn();
+    wait_until(PATIENCE, "two run", || {
+        fleet.path("started-2").exists() && fleet.path("started-1").exists()
+    });
+    submitter.signal(Signal::INT);
+    submitter.wait_for_line(|line| line.contains("submitting no more"));
+    fs::write(fleet.path("go"), "").unwrap();
+    let stopped = submitter.wait().expect_code(3);
+    let ended = results(&fleet.read("r.jsonl"));
+    assert!(
+        ended.len() < 50 && ended.values().all(|result| result["status"] == "succeeded"),
+        "{stopped:?}"
+    );
+
+    fs::remove_file(fleet.path("go")).unwrap();
+    let before = ended.len();
+    let submitter = fleet.batch(&batch).spawn();
+    let started = fleet.path(&format!("started-{}", before + 2));
+    wait_until(PATIENCE, "two more run", || started.exists());
+    submitter.signal(Signal::INT);
+    submitter.wait_for_line(|line| line.contains("submitting no more"));
+    submitter.signal(Signal::INT);
+    submitter.wait().expect_code(3);
+    let ended = results(&fleet.read("r.jsonl"));
+    let cancelled = ended.values().filter(|result| result["status"] == "cancelled").count();
+    assert_eq!((ended.len(), cancelled), (before + 2, 2));
+
+    fs::write(fleet.path("go"), "").unwrap();
+    let retry = [&["--retry-failed"], &batch[..]].concat();
+    fleet.batch(&retry).run().expect_code(0);
+    let ended = results(&fleet.read("r.jsonl"));
+    assert_eq!(ended.len(), 52, "a cancel is not for what is submitted after it");
+}
+
+#[test]
+fn a_bad_line_is_skipped_or_stops_it() {
+    let fleet = Fleet::new();
+    let _worker = fleet.worker(2);
+    fs::write(
+        fleet.path("jobs.jsonl"),
+        "{\"command\":[\"true\"]}\n{\"comand\":[]}\n{\"command\":[\"true\"]}\n",
+    )
+    .unwrap();
+    fleet
+        .batch(&["--results", "skip.jsonl", "jobs.jsonl"])
+        .run()
+        .expect_code(3);
+    let ended = results(&fleet.read("skip.jsonl"));
+    assert_eq!((ended.len(), &ended[&(2, 1)]["status"]), (3, &json!("rejected")));
+    let error = ended[&(2, 1)]["error"]["message"].as_str().unwrap();
+    assert!(error.contains("comand"), "{error}");
+
+    let args = ["--results", "stop.jsonl", "--on-bad-line", "stop", "jobs.jsonl"];
+    let stopped = fleet.batch(&args).run().expect_code(3);
+    assert!(stopped.stderr.contains("stopped at jobs.jsonl:2"), "{}", stopped.stderr);
+    assert_eq!(results(&fleet.read("stop.jsonl")).len(), 1);
+}
