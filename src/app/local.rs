@@ -25,6 +25,8 @@ use crate::worker::{Circuits, Elsewhere};
 
 /// Most jobs that are queued or running unless asked otherwise, over what the pool's prefetch needs to be busy.
 const IN_FLIGHT: usize = 1024;
+/// How long what was taken by then may still be written once a run is to end at once; who reads it may have stopped reading.
+const RESULTS_AT_ABORT: Duration = Duration::from_millis(500);
 /// How long results may still be written once a run was stopped and all its jobs have ended.
 const LAST_RESULTS: Duration = Duration::from_secs(5);
 /// The namespace of a broker that nobody else sees.
@@ -111,7 +113,7 @@ pub async fn run(
         async {
             let outcome = tokio::select! {
                 outcome = engine.work(&shutdown, &stopped) => outcome,
-                () = shutdown.aborting() => Ok(()),
+                () = async { shutdown.aborting().await; tokio::time::sleep(RESULTS_AT_ABORT).await } => Ok(()),
                 () = async { stopped.cancelled().await; tokio::time::sleep(LAST_RESULTS).await } => Ok(()),
             };
             match &outcome {
