@@ -246,6 +246,9 @@ fn assert_fits(event: &Value) {
     }
 }
 
+/// An event's routing key, without a worker's id, and its body.
+type Event = (String, Value);
+
 /// All events of a namespace, from now on.
 struct Events<'a>(&'a Bench);
 
@@ -260,8 +263,8 @@ impl<'a> Events<'a> {
         Self(bench)
     }
 
-    /// The next one, which has to come and to be as the contract says: its key, without a worker's id, and its body.
-    fn next(&self) -> (String, Value) {
+    /// The next one, which has to come and to be as the contract says.
+    fn next(&self) -> Event {
         let event = self.0.rabbit.get(&self.0.named("my-events"));
         let body = event.json();
         assert_fits(&body);
@@ -273,8 +276,8 @@ impl<'a> Events<'a> {
     }
 
     /// All up to one with this key, without heartbeats, which come when they come.
-    fn until(&self, last: &str) -> Vec<(String, Value)> {
-        let mut events = Vec::new();
+    fn until(&self, last: &str) -> Vec<Event> {
+        let mut events: Vec<Event> = Vec::new();
         while events.last().is_none_or(|(key, _)| key != last) {
             events.extend(Some(self.next()).filter(|(key, _)| key != "worker.heartbeat"));
         }
@@ -283,11 +286,11 @@ impl<'a> Events<'a> {
 }
 
 /// Events about workers, and all others: the ones are not in order with the others.
-fn apart(events: Vec<(String, Value)>) -> (Vec<(String, Value)>, Vec<(String, Value)>) {
+fn apart(events: Vec<Event>) -> (Vec<Event>, Vec<Event>) {
     events.into_iter().partition(|(key, _)| key.starts_with("worker."))
 }
 
-fn keys(events: &[(String, Value)]) -> Vec<&str> {
+fn keys(events: &[Event]) -> Vec<&str> {
     events.iter().map(|(key, _)| key.as_str()).collect()
 }
 
