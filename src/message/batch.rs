@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::result::{JobResult, Status};
+use super::result::Status;
 use super::{schema, timestamp};
 
 /// What a submitter says of its batch, as it is then. Later versions may add fields.
@@ -67,12 +67,10 @@ pub struct ItemOfLine {
     pub submission: u8,
 }
 
-/// A line of a results file.
+/// A line of a results file: a result, as `result.v1.json` has it, with one member more.
 #[derive(JsonSchema)]
 #[expect(dead_code, reason = "it is there for its schema")]
 pub(super) struct ResultLine {
-    #[serde(flatten)]
-    result: JobResult,
     /// Which item of the batch it is of.
     item: ItemOfLine,
 }
@@ -88,7 +86,7 @@ pub(super) struct ResultLine {
 #[expect(dead_code, reason = "it is there for its schema")]
 pub(super) enum AnyOfBatches {
     Record(BatchRecord),
-    Line(Box<ResultLine>),
+    Line(ResultLine),
 }
 
 impl BatchRecord {
