@@ -151,6 +151,7 @@ mod tests {
         let cancel = |id: &str| Order::Cancel {
             ids: vec![id.parse().unwrap()],
             labels: BTreeMap::new(),
+            batch: None,
             pool: None,
             at: given(3),
             by: Some("me".to_owned()),

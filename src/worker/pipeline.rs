@@ -245,18 +245,15 @@ impl<T: Transport> Pipeline<T> {
                 return self.hold_back(held, &ticket, wait, stop).await;
             }
         };
-        let Plan {
-            run,
-            retry,
-            ready_at,
-            is_live,
-            ..
-        } = plan;
-        let started = Started { now, ready_at };
-        entry.start(now, deadline(now, &run));
-        let mut hearing = self.hearing(&ticket, is_live);
-        let execution = self.execute(&ticket, run, started, &mut hearing, job, stop);
-        let outcome = trial.over(execution).await;
+        let started = Started {
+            now,
+            ready_at: plan.ready_at,
+        };
+        entry.start(now, deadline(now, &plan.run));
+        let mut hearing = self.hearing(&ticket, plan.is_live);
+        let outcome = trial
+            .over(self.execute(&ticket, plan.run, started, &mut hearing, job, stop))
+            .await;
         entry.settle();
         drop(turn);
         let cancellation = job.cancellation();
@@ -266,7 +263,7 @@ impl<T: Transport> Pipeline<T> {
         if let Some(wait) = trial.ended(&outcome) {
             return self.hold_back(held, &ticket, wait, stop).await;
         }
-        let conclusion = settle::conclude(&ticket, &retry, outcome, self.identity.clone());
+        let conclusion = settle::conclude(&ticket, &plan.retry, outcome, self.identity.clone());
         self.conclude(held, &ticket, conclusion.told(cancellation), &hearing, stop)
             .await;
     }

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
+    num::NonZeroU16,
     os::fd::OwnedFd,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard},
@@ -66,7 +67,7 @@ impl Terminal {
             .expect("it can be started");
         let ours = File::from(ours);
         let seen = Arc::new(Mutex::new(Seen {
-            emulator: vt100::Parser::new(lines, columns, 0),
+            emulator: vt100::Parser::new(at_least_one(lines), at_least_one(columns), 0),
             bytes: Vec::new(),
         }));
         watch(ours.try_clone().expect("a descriptor is free"), Arc::clone(&seen));
@@ -159,4 +160,8 @@ fn watch(mut ours: File, seen: Arc<Mutex<Seen>>) {
             seen.bytes.extend(&buffer[..count]);
         }
     });
+}
+
+fn at_least_one(number: u16) -> NonZeroU16 {
+    NonZeroU16::new(number).expect("a terminal has lines and columns")
 }
