@@ -10,8 +10,11 @@ use tempfile::TempDir;
 use crate::support::broker::{Broker, Vhost};
 use crate::support::cli::{Cli, Finished, Running};
 
-/// Every recipe, by its heading.
-const RECIPES: [(&str, fn(&Kitchen)); 6] = [
+/// A recipe's heading, and who tries it.
+type Cook = (&'static str, fn(&Kitchen));
+
+/// Every recipe.
+const RECIPES: [Cook; 6] = [
     ("Transcode a folder", transcode),
     ("A backup every night, tried again", backup),
     ("100,000 URLs", urls),
