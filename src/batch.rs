@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::message::{JobResult, Status};
+use crate::message::{JobId, JobResult, Status};
 use crate::transport::BoxFuture;
 
 pub use engine::plan::{AttachError, Cancel, MAX_IN_FLIGHT};
@@ -58,6 +58,8 @@ pub struct Item {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct BadItem {
+    /// The id that it brings all the same, if it can be read.
+    pub id: Option<JobId>,
     /// The field at fault, where there is one.
     pub field: Option<String>,
     /// What is wrong with it and what is allowed.

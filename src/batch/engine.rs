@@ -11,6 +11,7 @@
 
 mod end;
 pub(super) mod plan;
+mod pulse;
 mod windows;
 
 use std::collections::BTreeMap;
@@ -24,12 +25,13 @@ use super::halt::{Haste, Policy};
 use super::inbox::{Inbound, Inbox};
 use super::journal::{Checkpoint, Journal};
 use super::{BadItem, Finished, Item, Progress, Sink, Source, Submission, Table, Watcher};
-use crate::message::{BatchEvent, JobResult, Status};
+use crate::message::{JobResult, Status};
 use crate::supervise::Shutdown;
 use crate::transport::topology::Declare;
-use crate::transport::{BoxFuture, Delivery, PublishError, QueueDepth, Transport, TransportError};
+use crate::transport::{BoxFuture, Delivery, PublishError, Transport};
 pub use end::{BatchError, End};
 pub use plan::{OnAbort, OnBad, Plan, Results, attach};
+use pulse::Errand;
 use windows::{Sent, Windows};
 
 /// Results that are written at once, if they come faster than that.
@@ -38,8 +40,6 @@ const FLUSH_COUNT: usize = 500;
 const FLUSH_BYTES: usize = 1024 * 1024;
 /// How often the broker is looked at, and others are told how far we are.
 const PULSE: Duration = Duration::from_secs(1);
-/// Without any answer to what was sent for so long, people are told.
-const SILENCE: Duration = Duration::from_secs(3);
 /// Results that were there before this submitter come within this time, each; else somebody else took them.
 const BACKLOG_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -94,13 +94,6 @@ enum Reading {
     Ended,
     /// No more is wanted, whatever there is.
     Stopped,
-}
-
-/// What a look at the broker found.
-struct Errand {
-    pool: Result<Option<QueueDepth>, TransportError>,
-    /// What was told to others, if that has arrived.
-    told: Option<(BTreeMap<Status, u64>, Option<u64>)>,
 }
 
 impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
@@ -512,78 +505,6 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
         }
         (self.unflushed, self.flushed) = (0, Instant::now());
         Ok(())
-    }
-
-    fn pulse(&mut self) {
-        if self.windows.silent_for() > SILENCE {
-            self.stall("the broker does not confirm what is published".to_owned());
-        }
-        if self.errand.is_some() {
-            return;
-        }
-        let Some(herald) = &self.plan.herald else { return };
-        let news = (self.table.counts(), self.end.total);
-        let is_news = self.told.as_ref() != Some(&news);
-        let event = match (self.end.total, self.windows.is_empty() && !self.end.cut_short) {
-            (Some(_), true) => BatchEvent::Submitted,
-            _ => BatchEvent::Progress,
-        };
-        let record = is_news.then(|| herald.say(event, news.1, news.0.clone()));
-        let (transport, queue) = (self.plan.transport.clone(), herald.names.pool_queue(&herald.pool));
-        self.errand = Some(Box::pin(async move {
-            let told = match record {
-                Some(record) => transport.publish(&record).await.is_ok(),
-                None => false,
-            };
-            Errand {
-                pool: transport.queue_depth(&queue).await,
-                told: told.then_some(news),
-            }
-        }));
-    }
-
-    fn return_from(&mut self, errand: Errand) -> Result<(), BatchError> {
-        self.errand = None;
-        self.told = errand.told.or(self.told.take());
-        match errand.pool {
-            Ok(found) => {
-                let was_gone = std::mem::replace(&mut self.pool_is_gone, found.is_none());
-                self.windows.hold(self.pool_is_gone);
-                if self.pool_is_gone {
-                    let pool = &self.plan.address.pool;
-                    self.stall(format!("pool {pool:?} has no queue on this broker any more"));
-                    return Ok(());
-                }
-                self.go_on();
-                if was_gone {
-                    self.windows.send();
-                }
-                Ok(())
-            }
-            Err(error) if error.is_transient() || error.is_refusal() => {
-                self.stall(error.to_string());
-                Ok(())
-            }
-            Err(error) => Err(BatchError::Publish(error.into())),
-        }
-    }
-
-    fn stall(&mut self, reason: String) {
-        if self.stalled.is_none() {
-            self.watcher.on(&Progress::Stalled(Some(reason.clone())));
-        }
-        self.stalled = Some(reason);
-    }
-
-    /// Says that it goes on, if nothing keeps it any more.
-    fn go_on(&mut self) {
-        let is_well = !self.pool_is_gone
-            && !self.windows.are_refused()
-            && self.windows.silent_for() <= SILENCE
-            && self.inbox.as_ref().is_none_or(Inbox::is_live);
-        if is_well && self.stalled.take().is_some() {
-            self.watcher.on(&Progress::Stalled(None));
-        }
     }
 
     /// How it ended.

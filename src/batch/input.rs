@@ -34,7 +34,7 @@ pub use numbers::{NumberRange, RangeError};
 pub use template::TemplateError;
 
 use super::{BadItem, Item, Source};
-use crate::message::{Job, JobError};
+use crate::message::{Job, JobError, peek_id};
 use columns::{Columns, not_utf8};
 use lines::{Line, Lines};
 use template::{Shape, Template};
@@ -211,24 +211,34 @@ async fn next_job(lines: &mut Lines, common: &Common) -> io::Result<Option<(Stri
 impl Common {
     /// The body of a job from a line: as it came, unless the common fields fill a gap.
     fn complete(&self, line: Vec<u8>) -> Result<Bytes, BadItem> {
-        self.check_length(&line)?;
-        let mut job = Job::decode(&line).map_err(bad_job)?;
+        let completed = self.fill(&line).map_err(|error| BadItem {
+            id: peek_id(&line),
+            ..error
+        })?;
+        Ok(completed.unwrap_or_else(|| line.into()))
+    }
+
+    /// The job with the common fields, if there are any.
+    fn fill(&self, line: &[u8]) -> Result<Option<Bytes>, BadItem> {
+        self.check_length(line)?;
+        let mut job = Job::decode(line).map_err(bad_job)?;
         if self.is_empty {
-            return Ok(line.into());
+            return Ok(None);
         }
         defaults::fill(&mut job, &self.job);
         job.check().map_err(bad_job)?;
-        Ok(job.encode())
+        Ok(Some(job.encode()))
     }
 
     fn check_length(&self, line: &[u8]) -> Result<(), BadItem> {
         if line.len() <= self.max_bytes {
             return Ok(());
         }
-        Err(bad(format!(
-            "expected a line of at most {} bytes, got a longer one",
-            self.max_bytes
-        )))
+        Err(BadItem {
+            id: None,
+            field: Some("body".to_owned()),
+            message: format!("body: expected at most {} bytes, got more", self.max_bytes),
+        })
     }
 
     fn job_of(&self, command: Vec<String>) -> Result<Bytes, BadItem> {
@@ -257,12 +267,17 @@ impl Common {
 }
 
 fn bad(message: String) -> BadItem {
-    BadItem { field: None, message }
+    BadItem {
+        id: None,
+        field: None,
+        message,
+    }
 }
 
 fn bad_job(error: JobError) -> BadItem {
     let message = error.to_string();
     BadItem {
+        id: None,
         field: Some(error.field).filter(|field| !field.is_empty()),
         message,
     }

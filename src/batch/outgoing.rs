@@ -69,7 +69,7 @@ impl Address {
     /// The result of an item that is no job, which no worker ever sees.
     pub(super) fn rejected(&self, item: &Item, error: &BadItem, here: &WorkerInfo) -> JobResult {
         JobResult {
-            job_id: self.id(item.seq, &item.origin),
+            job_id: error.id.clone().unwrap_or_else(|| self.id(item.seq, &item.origin)),
             attempt: 1,
             status: Status::Rejected,
             is_final: true,
@@ -168,6 +168,7 @@ mod tests {
     #[test]
     fn what_is_no_job_has_a_final_result_that_names_the_field() {
         let error = BadItem {
+            id: None,
             field: Some("timeout".to_owned()),
             message: "timeout: expected a duration".to_owned(),
         };

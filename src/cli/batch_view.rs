@@ -201,7 +201,7 @@ impl View {
         self.show().await;
         let summary = lock(&self.tally).summary(Instant::now());
         let at_length = self.says_all || (results.is_some() && !self.json);
-        let lines = match at_length || !self.json {
+        let lines = match at_length || !(self.json || self.is_single) {
             true => summary.lines(is_whole, at_length, results),
             false => Vec::new(),
         };

@@ -140,7 +140,7 @@ fn all() -> Vec<Bad> {
         line: large(),
         status: "rejected",
         kind: "too_large",
-        message: "body: expected at most 1048576 bytes (the pool's max_job_bytes), got",
+        message: "body: expected at most 1048576 bytes, got more",
     };
     invalid.chain(impossible).chain([too_large]).collect()
 }

@@ -197,7 +197,7 @@ fn wrong_usage_is_refused_and_named() {
     let cases: [(&[&str], &str); 20] = [
         (&["frobnicate"], "'frobnicate'"),
         (&["run", "--frobnicate"], "'--frobnicate'"),
-        (&["schema", "letter"], "job, result, control, event, pool"),
+        (&["schema", "letter"], "job, result, control, event, batch, pool"),
         (&["submit"], "a command after --"),
         (&["submit", "--wait-timeout", "1s", "--", "true"], "--wait"),
         (&["submit", "--priority", "10", "--", "true"], "0..=9"),

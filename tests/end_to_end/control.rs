@@ -215,7 +215,7 @@ fn a_worker_answers_and_drains_while_all_its_slots_are_full() {
         panic!("one worker answers");
     };
     assert_has(state, &json!({"draining": false, "version": env!("CARGO_PKG_VERSION")}));
-    let pool = json!({"pool": "default", "slots": 1, "running": 1, "in_hand": 1, "paused": false, "consuming": true});
+    let pool = json!({"pool": "default", "slots": 1, "running": 1, "in_hand": 1, "paused": false, "consuming": true, "started": 1});
     assert_eq!(state["pools"], json!([pool]));
     let name = state["id"].as_str().expect("an id");
     let table = bench.synthex(&["workers"]).run().expect_code(0);

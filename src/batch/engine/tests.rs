@@ -41,6 +41,7 @@ fn item(seq: u64) -> Item {
 
 fn bad(seq: u64) -> Item {
     let job = Err(BadItem {
+        id: None,
         field: None,
         message: "no job".to_owned(),
     });

@@ -94,7 +94,7 @@ async fn no_line_takes_more_memory_than_allowed() {
     assert!(jobs[0].ends_with("x\"}"), "{}", jobs[0]);
     for too_long in [&jobs[1], &jobs[3]] {
         assert!(
-            too_long.ends_with("! None expected a line of at most 1000 bytes, got a longer one"),
+            too_long.ends_with("! Some(\"body\") body: expected at most 1000 bytes, got more"),
             "{too_long}"
         );
     }

@@ -16,6 +16,7 @@ fn bad(origin: &str) -> Progress {
     Progress::Bad {
         origin: origin.to_owned(),
         error: BadItem {
+            id: None,
             field: Some("timeout".to_owned()),
             message: "timeout: no".to_owned(),
         },
