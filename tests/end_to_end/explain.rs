@@ -65,13 +65,7 @@ fn a_job_is_found_wherever_a_worker_or_the_broker_has_it() {
         dead["error"].as_str().is_some_and(|error| error.contains("comand")),
         "{dead}"
     );
-    let delayed = explained(&bench, &["later"], 0);
-    assert_has(&delayed, &json!({"verdict": "delayed", "pool": "default"}));
-    assert!(delayed["until"].is_string(), "{delayed}");
-    assert_has(
-        &explained(&bench, &["queued"], 0),
-        &json!({"verdict": "slots_busy", "ready": 1, "slots": 1}),
-    );
+    those_that_wait_are_found(&bench);
     let letters = bench
         .synthex(&["dead", "list", "--json"])
         .run()
@@ -88,6 +82,16 @@ fn a_job_is_found_wherever_a_worker_or_the_broker_has_it() {
         "asking is no attempt: {ended:?}"
     );
     worker.stop();
+}
+
+fn those_that_wait_are_found(bench: &Bench) {
+    let delayed = explained(bench, &["later"], 0);
+    assert_has(&delayed, &json!({"verdict": "delayed", "pool": "default"}));
+    assert!(delayed["until"].is_string(), "{delayed}");
+    assert_has(
+        &explained(bench, &["queued"], 0),
+        &json!({"verdict": "slots_busy", "ready": 1, "slots": 1}),
+    );
 }
 
 #[test]
