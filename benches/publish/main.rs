@@ -12,6 +12,7 @@
 
 #![allow(
     clippy::disallowed_methods, // the product's bans: spawning
+    clippy::print_stderr,       // a node that fails shows its log
     clippy::print_stdout,       // a table is what this is for
     clippy::unwrap_used         // a bench that cannot go on should stop
 )]
