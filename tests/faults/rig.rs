@@ -255,17 +255,7 @@ impl<T: Transport> Rig<T> {
     ) -> Live {
         let shutdown = Shutdown::new();
         let (channels, tasks) = (Channels::default(), TaskAccounts::default());
-        let info = PoolInfo {
-            name: pool.name.clone(),
-            slots: pool.slots,
-            prefetch: pool.prefetch,
-        };
-        let sources = Sources {
-            channels: channels.clone(),
-            tasks: tasks.clone(),
-            ..Sources::default()
-        };
-        let metrics = Metrics::new(&[info], sources).expect("a runtime and a right table");
+        let metrics = metrics_of(&pool, &channels, &tasks);
         let metrics_observer = Arc::new(metrics.clone());
         let publisher = audience.clone().map(|audience| {
             let open = [pool.name.clone()];
@@ -695,6 +685,20 @@ fn spawners() -> Spawners {
         cgroup: CgroupChoice::None,
     };
     Spawners::start(options).expect("helper processes")
+}
+
+fn metrics_of(pool: &Pool, channels: &Channels, tasks: &TaskAccounts) -> Metrics {
+    let info = PoolInfo {
+        name: pool.name.clone(),
+        slots: pool.slots,
+        prefetch: pool.prefetch,
+    };
+    let sources = Sources {
+        channels: channels.clone(),
+        tasks: tasks.clone(),
+        ..Sources::default()
+    };
+    Metrics::new(&[info], sources).expect("a runtime and a right table")
 }
 
 /// What a worker says of itself; nobody here looks at it.

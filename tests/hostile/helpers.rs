@@ -159,7 +159,8 @@ fn start_packet(program: &str) -> Vec<u8> {
         vec![0],                           // the command is in the packet
         block(&format!("{program}\0")),    // the files to try
         block(&format!("{program}\0-\0")), // its arguments
-        block("A=b\0"),                    // its environment
+        block("A=b\0"),                    // what it shares of its environment
+        block("C=d\0"),                    // and its own part
         block("/\0"),                      // its directory
         vec![0],                           // no warning
         vec![1, 0],                        // the timeout, seconds and nanoseconds

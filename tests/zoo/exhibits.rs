@@ -22,7 +22,7 @@ const PROMISED_IN_A_CROWD: f64 = 8.0 * PROMISED;
 const GRACE: f64 = 300.0;
 
 /// The most that a command of the zoo has resident; a worker has more.
-const LARGE: u64 = 12 << 20;
+const LARGE: u64 = 16 << 20;
 
 /// How long any of them may take on a busy machine. What some leave would stay for much longer.
 const SOON: Duration = Duration::from_secs(50);
