@@ -25,6 +25,8 @@ use crate::flow::channel::Channels;
 use crate::message::JobId;
 use crate::metrics::{self, Health, Metrics, PoolInfo};
 use crate::supervise::{Budget, Child, Restart, Shutdown, StopReport, Strategy, Supervisor, TaskAccounts};
+pub use crate::traces::{Endpoint, Headers, TraceOptions};
+use crate::traces::{Exporter, Scene};
 use crate::transport::amqp::{Access, Addresses, Amqp, AmqpConfig};
 use crate::transport::topology::{Declare, Names};
 use crate::transport::{BrokerObserver, Transport, TransportError};
@@ -32,6 +34,7 @@ use crate::worker::event::{Event, Observer, Observers};
 use crate::worker::log::EventLog;
 use crate::worker::orders::Orders;
 use crate::worker::spool::SpoolError;
+use crate::worker::trail::Tracer;
 use crate::worker::{Ending, Holds, Identity, Ledgers, Watch, Worker};
 use service_manager::ServiceManager;
 use signals::Signals;
@@ -68,6 +71,8 @@ pub struct ServeOptions {
     pub outbox: OutboxOptions,
     /// Who started the worker and wants to hear how it is; `None` for nobody.
     pub service_manager: Option<ServiceManagerOptions>,
+    /// Where traces go; `None` for nowhere.
+    pub traces: Option<TraceOptions>,
 }
 
 /// How a worker ended.
@@ -105,6 +110,7 @@ pub enum StartError {
 pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
     let shutdown = Shutdown::new();
     let parts = Parts::new(&options.pools, options.spawners, options.service_manager)?;
+    let parts = parts.traced(options.traces, "rabbitmq", &options.namespace);
     let listener = parts.bind(options.metrics_addr.as_deref()).await?;
     let destination = outbox::Destination::new(&options.namespace, &options.addresses);
     let mut config = AmqpConfig::new(options.access);
@@ -143,6 +149,8 @@ struct Parts {
     observer: Arc<dyn Observer>,
     channels: Channels,
     tasks: TaskAccounts,
+    identity: Identity,
+    traces: Option<(Arc<Exporter>, Tracer)>,
 }
 
 impl Parts {
@@ -176,7 +184,24 @@ impl Parts {
             observer,
             channels,
             tasks,
+            identity: identity(),
+            traces: None,
         })
+    }
+
+    /// Has the traces of jobs sent, if they are to go somewhere.
+    fn traced(mut self, options: Option<TraceOptions>, system: &'static str, namespace: &str) -> Self {
+        self.traces = options.map(|options| {
+            let scene = Scene {
+                service: options.service.clone(),
+                worker: self.identity.clone(),
+                names: Names::new(namespace),
+                system,
+            };
+            let (exporter, tracer) = Exporter::new(options, scene, &self.channels, self.observer.clone());
+            (Arc::new(exporter), tracer)
+        });
+        self
     }
 
     async fn bind(&self, addr: Option<&str>) -> Result<Option<TcpListener>, StartError> {
@@ -195,7 +220,7 @@ impl Parts {
             spawners: self.spawners.clone(),
             holds: orders.holds().clone(),
             orders,
-            identity: identity(),
+            identity: self.identity.clone(),
             observer: self.observer.clone(),
             channels: self.channels.clone(),
             tasks: self.tasks.clone(),
@@ -203,6 +228,7 @@ impl Parts {
             ledgers: Ledgers::default(),
             spool: None,
             watch: Watch::default(),
+            tracer: self.traces.as_ref().map(|(_, tracer)| tracer.clone()),
         }
     }
 
@@ -222,6 +248,9 @@ impl Parts {
         tree = tree.child(spawners_child(self.spawners));
         if let Some(listener) = listener {
             tree = tree.child(metrics_server(listener, self.metrics, self.health));
+        }
+        if let Some((exporter, _)) = self.traces {
+            tree = tree.child(trace_exporter(exporter));
         }
         tree = control.into_iter().fold(tree, Supervisor::child);
         if let Some(replay) = worker.replay(declare(&pools)) {
@@ -254,6 +283,16 @@ fn metrics_server(listener: TcpListener, metrics: Metrics, health: Health) -> Ch
     Child::new("metrics_server", Restart::Permanent, move |shutdown| {
         let (listener, metrics, health) = (listener.clone(), metrics.clone(), health.clone());
         async move { Ok(metrics::serve(listener, metrics, health, shutdown).await?) }
+    })
+}
+
+fn trace_exporter(exporter: Arc<Exporter>) -> Child {
+    Child::new("trace_exporter", Restart::Permanent, move |shutdown| {
+        let exporter = exporter.clone();
+        async move {
+            exporter.run(&shutdown).await;
+            Ok(())
+        }
     })
 }
 

@@ -24,6 +24,7 @@ mod resume;
 mod run;
 mod schema;
 mod submit;
+mod trace_args;
 mod worker;
 mod workers;
 

@@ -22,7 +22,7 @@
 //!    it on disk while the broker is away. Only then is the delivery acked, by value: a second settling does not compile.
 //!
 //! Steps 1 to 6 are [`worker`]; every one of them tells an [`Event`](worker::event::Event) to observers, of which
-//! [`metrics`] and the log are two. Operators tell workers what not to run, ask how
+//! [`metrics`] and the log are two; [`traces`] sends its way to who follows traces. Operators tell workers what not to run, ask how
 //! they are, and see to what came to a bad end through [`control`]. [`app`] puts the parts together, [`cli`] is one file a
 //! subcommand.
 //!
@@ -49,6 +49,8 @@ pub mod control;
 pub mod batch;
 
 pub mod metrics;
+
+pub mod traces;
 
 pub mod app;
 

@@ -18,6 +18,7 @@
 //! - [`parcel`] is all that an attempt sends at its end, [`post`] sends it, and [`spool`] keeps it on disk while the
 //!   broker is away; [`replay`] sends what an earlier worker could not.
 //! - [`pulse`] tells a consumer that is connected and gets nothing.
+//! - [`trail`] is an attempt's way, written down for who follows traces.
 //! - [`event`] is what the rest of the program hears of it.
 //!
 //! Invariants: a delivery is acked only after its result was confirmed, or after the message was published again; at
@@ -43,6 +44,7 @@ mod replay;
 mod settle;
 mod slots;
 pub mod spool;
+pub mod trail;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
@@ -70,6 +72,7 @@ use pulse::Pulse;
 pub use pulse::Watch;
 use replay::{Replay, Waiting};
 use spool::Spool;
+use trail::Tracer;
 
 /// What all pools of a worker share.
 #[derive(Clone)]
@@ -100,6 +103,8 @@ pub struct Worker<T> {
     pub spool: Option<Spool>,
     /// How queues and their consumers are watched.
     pub watch: Watch,
+    /// Who writes down what jobs go through; `None` for nobody.
+    pub tracer: Option<Tracer>,
 }
 
 /// Who a worker is.

@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use. What is not named here is a backward arrow.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("message", &[]),
     ("flow", &[]),
     ("supervise", &["flow"]),
@@ -29,6 +29,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("control", &["message", "flow", "supervise", "transport", "worker"]),
     ("batch", &["message", "flow", "supervise", "transport", "control"]),
     ("metrics", &["message", "flow", "supervise", "transport", "worker"]),
+    ("traces", &["message", "flow", "supervise", "transport", "worker"]),
     (
         "app",
         &[
@@ -42,6 +43,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             "control",
             "batch",
             "metrics",
+            "traces",
         ],
     ),
     (
@@ -60,13 +62,15 @@ const MAY_USE: [(&str, &[&str]); 12] = [
 ];
 
 /// Packages that have one home, and it.
-const HOMES: [(&str, &str); 7] = [
+const HOMES: [(&str, &str); 9] = [
     ("lapin", "src/transport/amqp"),
     ("deadpool", "src/transport/amqp"),
     ("async_rs", "src/transport/amqp/socket.rs"),
     ("tokio_rustls", "src/transport/amqp/tls"),
     ("backoff", "src/flow/retry.rs"),
     ("prometheus", "src/metrics"),
+    ("prost", "src/traces/otlp.rs"),
+    ("http_body_util", "src/traces/endpoint.rs"),
     ("clap", "src/cli"),
 ];
 

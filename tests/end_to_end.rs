@@ -49,3 +49,5 @@ mod statuses;
 mod stopping;
 #[path = "end_to_end/submit.rs"]
 mod submit;
+#[path = "end_to_end/traces.rs"]
+mod traces;

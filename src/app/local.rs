@@ -12,9 +12,9 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ended, Parts, Spawners, StartError};
+use super::{Ended, Parts, Spawners, StartError, TraceOptions};
 use crate::config::Pool;
-use crate::message::{Envelope, JobId, JobResult, Properties};
+use crate::message::{Envelope, JobId, JobResult, Properties, TraceContext};
 use crate::supervise::Shutdown;
 use crate::transport::memory::{Memory, MemorySubscription};
 use crate::transport::topology::{Declare, Names, Topology};
@@ -87,34 +87,42 @@ pub struct LocalEnd {
     pub error: Option<io::Error>,
 }
 
+/// What a local run needs to know.
+pub struct LocalOptions {
+    /// The pool to run jobs in.
+    pub pool: Pool,
+    /// Who starts commands.
+    pub spawners: Spawners,
+    /// Where to serve metrics; `None` for nowhere.
+    pub metrics_addr: Option<String>,
+    /// Where traces go; `None` for nowhere.
+    pub traces: Option<TraceOptions>,
+    /// What the run is a part of, if it is part of a trace.
+    pub cause: Option<TraceContext>,
+}
+
 /// Runs every job of `source` on this machine and gives each result to `sink`.
 ///
 /// # Errors
 /// [`StartError`], before any job was run.
-pub async fn run(
-    pool: Pool,
-    spawners: Spawners,
-    metrics_addr: Option<&str>,
-    source: impl Source,
-    sink: impl Sink,
-) -> Result<LocalEnd, StartError> {
+pub async fn run(options: LocalOptions, source: impl Source, sink: impl Sink) -> Result<LocalEnd, StartError> {
     let shutdown = Shutdown::new();
     let (broker, names) = (Memory::default(), Names::new(NAMESPACE));
     broker
-        .declare(&Topology::new(&names, [&*pool.name]), Declare::Active)
+        .declare(&Topology::new(&names, [&*options.pool.name]), Declare::Active)
         .await?;
     let (reply_to, inbox) = broker.inbox().await?;
-    let in_flight = IN_FLIGHT.max(usize::from(pool.prefetch) * 2);
     let mut desk = Desk {
         broker: broker.clone(),
         jobs: names.jobs(),
-        pool: pool.name.to_string(),
+        pool: options.pool.name.to_string(),
+        cause: options.cause,
         reply_to,
         inbox,
         source,
         sink,
         open: BTreeMap::new(),
-        in_flight,
+        in_flight: IN_FLIGHT.max(usize::from(options.pool.prefetch) * 2),
         published: 0,
         exhausted: false,
         cut_short: false,
@@ -122,10 +130,11 @@ pub async fn run(
         unflushed: false,
         flushed: Instant::now(),
     };
-    let parts = Parts::new(std::slice::from_ref(&pool), spawners, None)?;
-    let listener = parts.bind(metrics_addr).await?;
+    let parts = Parts::new(std::slice::from_ref(&options.pool), options.spawners, None)?;
+    let parts = parts.traced(options.traces, "synthex", NAMESPACE);
+    let listener = parts.bind(options.metrics_addr.as_deref()).await?;
     let worker = parts.worker(broker, NAMESPACE, Orders::none(), &shutdown);
-    let tree = parts.tree(&worker, Vec::new(), vec![pool], listener, &shutdown);
+    let tree = parts.tree(&worker, Vec::new(), vec![options.pool], listener, &shutdown);
     let stopped = CancellationToken::new();
     let (report, error) = tokio::join!(
         async {
@@ -163,6 +172,7 @@ struct Desk<Src, Snk> {
     broker: Memory,
     jobs: String,
     pool: String,
+    cause: Option<TraceContext>,
     reply_to: String,
     inbox: MemorySubscription,
     source: Src,
@@ -227,11 +237,14 @@ impl<Src: Source, Snk: Sink> Desk<Src, Snk> {
     }
 
     fn job(&self, id: &JobId, correlation_id: String, body: Bytes) -> Publication {
-        let properties = Properties {
+        let mut properties = Properties {
             correlation_id: Some(correlation_id),
             reply_to: Some(self.reply_to.clone()),
             ..Properties::of_job(id)
         };
+        if let Some(cause) = &self.cause {
+            cause.write(&mut properties);
+        }
         Publication {
             exchange: self.jobs.clone(),
             routing_key: self.pool.clone(),

@@ -12,10 +12,11 @@ use super::cgroup_args::CgroupArgs;
 use super::exit::{Exit, Failure};
 use super::job_args::JobArgs;
 use super::lines::Lines;
+use super::trace_args::TraceArgs;
 use super::worker::{config_failure, metrics_addr, start_failure};
 use super::{environment, print};
 use crate::app::Spawners;
-use crate::app::local::{self, LocalEnd, Sink, Source, Submission};
+use crate::app::local::{self, LocalEnd, LocalOptions, Sink, Source, Submission};
 use crate::config::{self, Overrides, Pool};
 use crate::message::{Job, JobId, JobResult, Output, Status};
 
@@ -57,6 +58,8 @@ pub(super) struct RunArgs {
     pub(super) cgroup: CgroupArgs,
     #[command(flatten)]
     job: JobArgs,
+    #[command(flatten)]
+    traces: TraceArgs,
 }
 
 /// Runs the jobs and tells how they ended.
@@ -66,6 +69,7 @@ pub(super) async fn run(args: RunArgs, spawners: Spawners) -> Result<Exit, Failu
         prefetch: args.prefetch,
     };
     let pool = pool(args.pool.as_ref(), &overrides)?;
+    let traces = args.traces.options()?;
     let is_batch = args.command.is_empty();
     let source = source(args.files, args.command, args.job, &pool)?;
     let mut printer = Printer {
@@ -74,8 +78,14 @@ pub(super) async fn run(args: RunArgs, spawners: Spawners) -> Result<Exit, Failu
         is_batch,
         counts: BTreeMap::new(),
     };
-    let metrics = metrics_addr(&args.metrics_addr);
-    let end = local::run(pool, spawners, metrics, source, &mut printer)
+    let options = LocalOptions {
+        pool,
+        spawners,
+        metrics_addr: metrics_addr(&args.metrics_addr).map(str::to_owned),
+        traces,
+        cause: environment::trace(),
+    };
+    let end = local::run(options, source, &mut printer)
         .await
         .map_err(|error| start_failure(&error))?;
     printer.summary(&end);

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::broker_args::{BrokerArgs, ConnectArgs, Patience};
 use super::exit::{Exit, Failure};
 use super::job_args::JobArgs;
-use super::{print, run as local};
+use super::{environment, print, run as local};
 use crate::message::{Envelope, Job, JobId, JobResult, Properties, Span};
 use crate::transport::amqp::Amqp;
 use crate::transport::topology::Names;
@@ -158,12 +158,15 @@ impl Client {
     }
 
     fn publication(&self, job: &Job, id: &JobId, reply_to: Option<String>) -> Publication {
-        let properties = Properties {
+        let mut properties = Properties {
             correlation_id: reply_to.is_some().then(|| id.to_string()),
             reply_to,
             priority: self.priority,
             ..Properties::of_job(id)
         };
+        if let Some(trace) = environment::trace() {
+            trace.write(&mut properties);
+        }
         Publication {
             exchange: self.names.jobs(),
             routing_key: self.pool.clone(),

@@ -3,6 +3,8 @@
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use prometheus::IntCounter;
+
 use super::Metrics;
 use super::collect::gauge;
 use super::families::{STDERR, STDOUT, WorkerFamilies};
@@ -31,10 +33,9 @@ impl Observer for Metrics {
             Event::OutboxFailed => families.outbox_errors_total.at([]).inc(),
             Event::QueueMeasured { pool, depth } => families.queue_measured(pool, *depth),
             Event::Control { message } => families.control_messages_total.at([message.as_str()]).inc(),
-            Event::CancelsForgotten { count } => {
-                let forgotten = &families.cancels_forgotten_total;
-                forgotten.at([]).inc_by(u64::try_from(*count).unwrap_or(u64::MAX));
-            }
+            Event::CancelsForgotten { count } => add(families.cancels_forgotten_total.at([]), *count),
+            Event::SpansExported { count } => add(families.spans_exported_total.at([]), *count),
+            Event::SpansDropped { count } => add(families.spans_dropped_total.at([]), *count),
             Event::Broker(event) => self.broker(event),
             // Not counted yet, or shown by `Health`.
             Event::JobDelayed { .. }
@@ -46,6 +47,10 @@ impl Observer for Metrics {
             | Event::Draining => {}
         }
     }
+}
+
+fn add(counter: IntCounter, count: usize) {
+    counter.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
 }
 
 impl WorkerFamilies {
@@ -202,6 +207,7 @@ mod tests {
             is_final: true,
             duration: Duration::from_secs(9),
             error: None,
+            trace_id: None,
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::hold::HoldReason;
-use crate::message::{FailureKind, JobId, JobResult, Order, Request, Status};
+use crate::message::{FailureKind, JobId, JobResult, Order, Request, Status, TraceId};
 use crate::transport::{BrokerEvent, QueueDepth};
 
 /// Something that happened. `pool` is the only label that metrics may take from it.
@@ -59,6 +59,8 @@ pub enum Event {
         duration: Duration,
         /// What went wrong, if anything.
         error: Option<(FailureKind, String)>,
+        /// The trace that the job is a part of, if it is of one.
+        trace_id: Option<TraceId>,
     },
     /// A failed attempt was published again, to be run after a delay.
     JobRetried {
@@ -178,6 +180,16 @@ pub enum Event {
         /// How many.
         count: usize,
     },
+    /// Spans of traces were taken by the receiver.
+    SpansExported {
+        /// How many.
+        count: usize,
+    },
+    /// Spans of traces are lost: the receiver is down, slow or refuses them.
+    SpansDropped {
+        /// How many.
+        count: usize,
+    },
     /// The worker takes no more jobs.
     Draining,
     /// The transport told something.
@@ -243,7 +255,7 @@ impl ControlMessage {
 
 impl Event {
     /// The end of an attempt, as its result has it.
-    pub(super) fn finished(pool: Arc<str>, result: &JobResult) -> Self {
+    pub(super) fn finished(pool: Arc<str>, result: &JobResult, trace_id: Option<TraceId>) -> Self {
         let error = result.error.as_ref();
         Self::JobFinished {
             pool,
@@ -253,6 +265,7 @@ impl Event {
             is_final: result.is_final,
             duration: Duration::from_millis(result.duration_ms),
             error: error.map(|error| (error.kind, error.message.clone())),
+            trace_id,
         }
     }
 }

@@ -25,10 +25,11 @@ use super::post::Post;
 use super::pulse::Pulse;
 use super::settle::{self, Conclusion};
 use super::slots::{Slot, Slots};
+use super::trail::{About, Phase, Tracer};
 use super::{Ending, Holds, Worker};
 use crate::config::Pool;
-use crate::executor::{self, End, Outcome, Run, Spawners, Stop};
-use crate::message::{Envelope, FailureKind, JobId, Output, Status, WorkerInfo};
+use crate::executor::{self, End, Environment, Outcome, Run, Spawners, Stop};
+use crate::message::{Envelope, FailureKind, JobId, Output, Status, TraceContext, WorkerInfo};
 use crate::supervise::Shutdown;
 use crate::transport::topology::Names;
 use crate::transport::{Delivery, Publication, SettleError, Transport};
@@ -45,6 +46,8 @@ pub(super) struct Pipeline<T> {
     orders: Orders,
     pulse: Arc<Pulse>,
     observer: Arc<dyn Observer>,
+    /// Who follows jobs, if somebody does.
+    tracer: Option<Tracer>,
     ending: Ending,
     /// The worker drains, and no delivery comes any more.
     last_came: CancellationToken,
@@ -73,6 +76,7 @@ impl<T: Transport> Pipeline<T> {
             orders: worker.orders.clone(),
             pulse,
             observer: worker.observer.clone(),
+            tracer: worker.tracer.clone(),
             ending: worker.ending.clone(),
             last_came: CancellationToken::new(),
         }
@@ -81,6 +85,11 @@ impl<T: Transport> Pipeline<T> {
     /// Says that the worker drains and the pool's consumer is gone.
     pub(super) fn nothing_more_comes(&self) {
         self.last_came.cancel();
+    }
+
+    /// When a delivery came, if somebody wants to know.
+    pub(super) fn now_if_followed(&self) -> Option<Timestamp> {
+        self.tracer.is_some().then(Timestamp::now)
     }
 
     /// What is remembered of messages.
@@ -115,7 +124,11 @@ impl<T: Transport> Pipeline<T> {
     /// # Cancel safety
     /// Not cancel safe, but nothing is lost: dropped half-way, it kills the command and gives the delivery back.
     pub(super) async fn handle(&self, taken: Taken, stop: &Shutdown) {
-        let Taken { delivery, present } = taken;
+        let Taken {
+            delivery,
+            present,
+            came_at,
+        } = taken;
         let _unacked = Between::new(
             self,
             |pool| Event::DeliveryTaken { pool },
@@ -128,7 +141,8 @@ impl<T: Transport> Pipeline<T> {
             return held.was_not_started(); // of a session that is gone: the broker hands it out again
         }
         let now = Timestamp::now();
-        let (ticket, admission) = admit(&self.pool, held.envelope(), held.redelivered(), now);
+        let (mut ticket, admission) = admit(&self.pool, held.envelope(), held.redelivered(), now);
+        self.follow(&mut ticket, came_at.unwrap_or(now));
         let job = self.watch(&ticket, held.envelope());
         let admission = match (admission, job.cancellation()) {
             (Admission::Run(_) | Admission::Wait(_), Some(cancellation)) => {
@@ -141,6 +155,19 @@ impl<T: Transport> Pipeline<T> {
             Admission::Wait(wait) => self.delay(held, &ticket, wait, stop).await,
             Admission::Recount => self.recount(held, &ticket, stop).await,
             Admission::End(status, refusal) => self.refuse(held, &ticket, status, refusal, stop).await,
+        }
+    }
+
+    /// Has the attempt written down, if somebody follows it.
+    fn follow(&self, ticket: &mut Ticket, began: Timestamp) {
+        if let Some(tracer) = &self.tracer {
+            let about = About {
+                pool: &self.pool.name,
+                job_id: &ticket.job_id,
+                attempt: ticket.attempt.number,
+                began,
+            };
+            ticket.trace.follow(tracer, &about);
         }
     }
 
@@ -177,13 +204,16 @@ impl<T: Transport> Pipeline<T> {
     }
 
     async fn run(&self, held: Held, ticket: Ticket, plan: Plan, job: &Watched, stop: &Shutdown) {
+        let waiting = ticket.trace.phase(Phase::Wait);
         let turn = tokio::select! {
             biased; // its turn must not win over its end
             cancellation = job.cancelled() => {
+                drop(waiting);
                 return self.refuse(held, &ticket, Status::Cancelled, refusal(cancellation), stop).await;
             }
             turn = self.turn(&ticket, stop) => turn,
         };
+        drop(waiting);
         let turn = match turn {
             Ok(turn) => turn,
             Err(PutOff::ForNow) => return self.hand_back_held(held, stop).await,
@@ -313,6 +343,7 @@ impl<T: Transport> Pipeline<T> {
             }
         };
         running.account = account(&outcome);
+        ticket.trace.ran(&outcome, now);
         outcome
     }
 
@@ -326,6 +357,9 @@ impl<T: Transport> Pipeline<T> {
             ("SYNTHEX_DEADLINE", deadline.to_string()),
         ];
         run.env.extend(facts.map(|(name, value)| (name.to_owned(), value)));
+        if let Some(context) = ticket.trace.of_command() {
+            trace_env(&mut run.env, &context);
+        }
         run
     }
 
@@ -352,18 +386,28 @@ impl<T: Transport> Pipeline<T> {
     async fn conclude(&self, held: Held, ticket: &Ticket, conclusion: Conclusion, stop: &Shutdown) {
         let (names, pool, key) = (&self.names, &*self.pool.name, held.key().into());
         let parcel = Parcel::of(names, pool, key, held.envelope(), ticket, &conclusion);
+        let publishing = ticket.trace.phase(Phase::Publish);
         let Some(receipt) = self.post.send(&parcel, stop).await else {
             return self.cut(held, ticket).await; // the worker stops at once
         };
-        self.tell(Event::finished(self.pool.name.clone(), &conclusion.result));
-        if let Err(error) = held.ack().await {
+        drop(publishing);
+        ticket.trace.ended(&conclusion.result);
+        self.tell(Event::finished(
+            self.pool.name.clone(),
+            &conclusion.result,
+            ticket.trace.id(),
+        ));
+        let acking = ticket.trace.phase(Phase::Ack);
+        let acked = held.ack().await;
+        drop(acking);
+        if let Err(error) = acked {
             tracing::warn!(pool, job.id = %ticket.job_id, "failed to {error}, though it has ended");
         }
         receipt.close().await;
     }
 
     async fn delay(&self, held: Held, ticket: &Ticket, wait: Duration, stop: &Shutdown) {
-        let later = outgoing::waiting(&self.names, &self.pool.name, held.envelope(), &ticket.job_id, wait);
+        let later = outgoing::waiting(&self.names, &self.pool.name, held.envelope(), ticket, wait);
         self.send_later(held, ticket, &later, wait, stop).await;
     }
 
@@ -388,7 +432,7 @@ impl<T: Transport> Pipeline<T> {
     async fn recount(&self, held: Held, ticket: &Ticket, stop: &Shutdown) {
         let attempt = ticket.attempt.after_redelivery();
         let job = held.envelope();
-        let again = outgoing::recounted(&self.names, &self.pool.name, job, &ticket.job_id, attempt);
+        let again = outgoing::recounted(&self.names, &self.pool.name, job, ticket, attempt);
         if self.post.outbox.deliver(&again, stop).await {
             self.tell(Event::JobRecounted {
                 pool: self.pool.name.clone(),
@@ -415,6 +459,8 @@ impl<T: Transport> Pipeline<T> {
 pub(super) struct Taken {
     pub(super) delivery: Delivery,
     pub(super) present: Present,
+    /// When it came; `None` when nobody wants to know.
+    pub(super) came_at: Option<Timestamp>,
 }
 
 /// Redeliveries from which a job runs alone: its third attempt, if the first two ended with their workers.
@@ -441,6 +487,15 @@ struct Turn {
 struct Started {
     now: Timestamp,
     ready_at: Option<Timestamp>,
+}
+
+/// Tells a command which trace it is a part of. A state that the environment may have is another trace's.
+fn trace_env(env: &mut Environment, context: &TraceContext) {
+    let state = context.state.clone();
+    if state.is_some() || env.get("TRACESTATE").is_some() {
+        env.extend([("TRACESTATE".to_owned(), state.unwrap_or_default())]);
+    }
+    env.extend([("TRACEPARENT".to_owned(), context.to_string())]);
 }
 
 /// The refusal of a job that an operator has cancelled.
