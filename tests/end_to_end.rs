@@ -39,6 +39,8 @@ mod readme;
 mod redelivery;
 #[path = "end_to_end/retries.rs"]
 mod retries;
+#[path = "end_to_end/secrets.rs"]
+mod secrets;
 #[path = "end_to_end/service_manager.rs"]
 mod service_manager;
 #[path = "end_to_end/stack.rs"]
