@@ -28,6 +28,8 @@ use crate::flow::channel::Channels;
 use crate::message::JobId;
 use crate::metrics::{self, Health, Metrics, PoolInfo, Sources};
 use crate::supervise::{self, Budget, Child, Restart, Shutdown, StopReport, Strategy, Supervisor, TaskAccounts};
+pub use crate::traces::{Endpoint, Headers, TraceOptions};
+use crate::traces::{Exporter, Scene};
 use crate::transport::amqp::{Access, Addresses, Amqp, AmqpConfig};
 use crate::transport::topology::{Declare, Names};
 use crate::transport::{BrokerObserver, Transport, TransportError, memory};
@@ -35,6 +37,7 @@ use crate::worker::event::{Event, Observer, Observers};
 use crate::worker::log::EventLog;
 use crate::worker::orders::Orders;
 use crate::worker::spool::SpoolError;
+use crate::worker::trail::Tracer;
 use crate::worker::{self, Audience, Circuits, Elsewhere, Ending, Holds, Identity, InHand, Ledgers, Watch, Worker};
 use service_manager::ServiceManager;
 pub use signals::Signals;
@@ -71,6 +74,8 @@ pub struct ServeOptions {
     pub outbox: OutboxOptions,
     /// Who started the worker and wants to hear how it is; `None` for nobody.
     pub service_manager: Option<ServiceManagerOptions>,
+    /// Where traces go; `None` for nowhere.
+    pub traces: Option<TraceOptions>,
 }
 
 /// How a worker ended.
@@ -125,7 +130,9 @@ pub async fn serve(options: ServeOptions) -> Result<Ended, StartError> {
         &parts.channels,
         Arc::new(parts.metrics.clone()),
     );
-    let parts = parts.told_to(publisher.clone());
+    let parts = parts
+        .told_to(publisher.clone())
+        .traced(options.traces, "rabbitmq", &options.namespace);
     let listener = parts.bind(options.metrics_addr.as_deref()).await?;
     let destination = outbox::Destination::new(&options.namespace, &options.addresses);
     let mut config = AmqpConfig::new(options.access);
@@ -170,6 +177,7 @@ struct Parts {
     audience: Audience,
     channels: Channels,
     tasks: TaskAccounts,
+    traces: Option<(Arc<Exporter>, Tracer)>,
 }
 
 impl Parts {
@@ -216,6 +224,7 @@ impl Parts {
             audience,
             channels,
             tasks,
+            traces: None,
         })
     }
 
@@ -226,6 +235,21 @@ impl Parts {
             observer: Arc::new(Observers(observers)),
             ..self
         }
+    }
+
+    /// Has the traces of jobs sent, if they are to go somewhere.
+    fn traced(mut self, options: Option<TraceOptions>, system: &'static str, namespace: &str) -> Self {
+        self.traces = options.map(|options| {
+            let scene = Scene {
+                service: options.service.clone(),
+                worker: self.identity.clone(),
+                names: Names::new(namespace),
+                system,
+            };
+            let (exporter, tracer) = Exporter::new(options, scene, &self.channels, self.observer.clone());
+            (Arc::new(exporter), tracer)
+        });
+        self
     }
 
     async fn bind(&self, addr: Option<&str>) -> Result<Option<TcpListener>, StartError> {
@@ -255,6 +279,7 @@ impl Parts {
             ledgers: Ledgers::default(),
             spool: None,
             watch: Watch::default(),
+            tracer: self.traces.as_ref().map(|(_, tracer)| tracer.clone()),
         }
     }
 
@@ -276,6 +301,9 @@ impl Parts {
         tree = tree.child(spawners_child(self.spawners));
         if let Some(listener) = listener {
             tree = tree.child(metrics_server(listener, self.metrics, self.health));
+        }
+        if let Some((exporter, _)) = self.traces {
+            tree = tree.child(trace_exporter(exporter));
         }
         tree = control.into_iter().fold(tree, Supervisor::child);
         if let Some(replay) = worker.replay(declare(&pools)) {
@@ -315,6 +343,16 @@ fn metrics_server(listener: TcpListener, metrics: Metrics, health: Health) -> Ch
 fn locks() -> Vec<&'static LockAccount> {
     let shared = [&executor::LOCK, &memory::LOCK, &supervise::LOCK];
     worker::LOCKS.into_iter().chain(shared).collect()
+}
+
+fn trace_exporter(exporter: Arc<Exporter>) -> Child {
+    Child::new("trace_exporter", Restart::Permanent, move |shutdown| {
+        let exporter = exporter.clone();
+        async move {
+            exporter.run(&shutdown).await;
+            Ok(())
+        }
+    })
 }
 
 /// The `stop_grace` of the pool that has the longest.

@@ -34,6 +34,7 @@ mod schema;
 mod submit;
 mod table;
 mod top;
+mod trace_args;
 mod worker;
 mod workers;
 
@@ -78,7 +79,7 @@ Exit codes:
 #[derive(Subcommand)]
 enum Command {
     // Those without a line here are described by their arguments: a line would hide what is said there at length.
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     Worker(worker::WorkerArgs),
     Submit(submit::SubmitArgs),
     Logs(logs::LogsArgs),
@@ -192,7 +193,7 @@ fn execute(command: Command) -> Result<Exit, Failure> {
     // the step.
     let on_the_runtime = |root| runtime.block_on(supervise::on_the_runtime(&runtime, root));
     let exit = match command {
-        Command::Run(args) => on_the_runtime(run::run(args, spawners.expect(RUNS_COMMANDS)).boxed()),
+        Command::Run(args) => on_the_runtime(run::run(*args, spawners.expect(RUNS_COMMANDS)).boxed()),
         Command::Worker(args) => on_the_runtime(worker::run(args, spawners.expect(RUNS_COMMANDS)).boxed()),
         Command::Submit(args) => runtime.block_on(submit::run(args)),
         Command::Logs(args) => runtime.block_on(logs::run(args)),

@@ -22,9 +22,9 @@
 //!    it on disk while the broker is away. Only then is the delivery acked, by value: a second settling does not compile.
 //!
 //! Steps 1 to 6 are [`worker`]; every one of them tells an [`Event`](worker::event::Event) to observers, of which
-//! [`metrics`], the log and [`events`], which publishes them and live output to whoever listens, are three. Operators tell
-//! workers what not to run, ask how they are, and see to what came to a bad end through [`control`]; many jobs from one place
-//! are a [`batch`]. [`app`] puts the parts together, [`cli`] is one file a
+//! [`metrics`], the log and [`events`], which publishes them and live output to whoever listens, are three; [`traces`] sends
+//! its way to who follows traces. Operators tell workers what not to run, ask how they are, and see to what came to a bad end
+//! through [`control`]; many jobs from one place are a [`batch`]. [`app`] puts the parts together, [`cli`] is one file a
 //! subcommand.
 //!
 //! # Reading order
@@ -52,6 +52,8 @@ pub mod events;
 pub mod batch;
 
 pub mod metrics;
+
+pub mod traces;
 
 pub mod app;
 

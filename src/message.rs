@@ -35,6 +35,7 @@ pub mod policy;
 pub mod result;
 pub mod schema;
 mod timestamp;
+pub mod trace;
 pub mod units;
 
 pub use batch::{BatchEvent, BatchRecord};
@@ -49,4 +50,5 @@ pub use job::{Job, Work};
 pub use policy::{Limits, OutputPolicy, RetryPolicy};
 pub use result::{Encoding, Failure, FailureKind, JobResult, Output, OutputError, Status, Usage, WorkerInfo};
 pub use timestamp::now;
+pub use trace::{SpanId, TraceContext, TraceId};
 pub use units::{ByteSize, ParseError, SignalName, Span};

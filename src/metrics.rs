@@ -207,6 +207,8 @@ mod tests {
             "outbox_records",
             "outbox_bytes",
             "outbox_errors_total",
+            "spans_exported_total",
+            "spans_dropped_total",
             "spawn_seconds_count",
             "kill_seconds_count",
             "spawners_alive",

@@ -22,6 +22,7 @@
 //!   broker is away; [`replay`] sends what an earlier worker could not.
 //! - [`pulse`] tells a consumer that is connected and gets nothing.
 //! - [`audience`] knows who listens to what commands write.
+//! - [`trail`] is an attempt's way, written down for who follows traces.
 //! - [`event`] is what the rest of the program hears of it.
 //!
 //! Invariants: a delivery is acked only after its result was confirmed, or after the message was published again; at
@@ -52,6 +53,7 @@ mod replay;
 mod settle;
 mod slots;
 pub mod spool;
+pub mod trail;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
@@ -84,6 +86,7 @@ use pulse::Pulse;
 pub use pulse::Watch;
 use replay::{Replay, Waiting};
 use spool::Spool;
+use trail::Tracer;
 
 /// The locks that every job goes through.
 pub static LOCKS: [&LockAccount; 4] = [&ledger::LOCK, &orders::LOCK, &pulse::LOCK, &spool::LOCK];
@@ -123,6 +126,8 @@ pub struct Worker<T> {
     pub spool: Option<Spool>,
     /// How queues and their consumers are watched.
     pub watch: Watch,
+    /// Who writes down what jobs go through; `None` for nobody.
+    pub tracer: Option<Tracer>,
 }
 
 /// Who a worker is.

@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use. What is not named here is a backward arrow.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("message", &[]),
     ("flow", &[]),
     ("supervise", &["flow"]),
@@ -36,6 +36,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
         "metrics",
         &["message", "flow", "supervise", "transport", "executor", "worker"],
     ),
+    ("traces", &["message", "flow", "supervise", "transport", "worker"]),
     (
         "app",
         &[
@@ -50,6 +51,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
             "events",
             "batch",
             "metrics",
+            "traces",
         ],
     ),
     (
@@ -69,7 +71,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
 ];
 
 /// Packages that have one home, and it.
-const HOMES: [(&str, &str); 14] = [
+const HOMES: [(&str, &str); 16] = [
     ("lapin", "src/transport/amqp"),
     ("deadpool", "src/transport/amqp"),
     ("async_rs", "src/transport/amqp/socket.rs"),
@@ -78,6 +80,8 @@ const HOMES: [(&str, &str); 14] = [
     ("tokio_metrics", "src/supervise/accounts.rs"),
     ("governor", "src/flow/rate.rs"),
     ("prometheus", "src/metrics"),
+    ("prost", "src/traces/otlp.rs"),
+    ("http_body_util", "src/traces/endpoint.rs"),
     ("clap", "src/cli"),
     ("crossterm", "src/cli/top"),
     ("ratatui", "src/cli/top"),

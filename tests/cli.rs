@@ -35,5 +35,7 @@ mod schema;
 mod stopping;
 #[path = "cli/submit.rs"]
 mod submit;
+#[path = "cli/traces.rs"]
+mod traces;
 #[path = "cli/worker.rs"]
 mod worker;

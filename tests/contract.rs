@@ -191,7 +191,8 @@ fn headers_are_those_of_the_code() {
         .lines()
         .filter(|line| line.trim_start().starts_with("pub const "))
         .filter_map(|line| line.split('"').nth(1))
-        .filter(|name| name.starts_with("x-synthex-") && *name != "x-synthex-")
+        .filter(|name| name.starts_with("x-synthex-") || name.starts_with("trace"))
+        .filter(|name| *name != "x-synthex-")
         .collect();
     assert!(made.len() > 10, "{made:?}");
     let contract = contract();

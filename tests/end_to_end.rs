@@ -51,6 +51,8 @@ mod readme;
 mod redelivery;
 #[path = "end_to_end/retries.rs"]
 mod retries;
+#[path = "end_to_end/secrets.rs"]
+mod secrets;
 #[path = "end_to_end/service_manager.rs"]
 mod service_manager;
 #[path = "end_to_end/stack.rs"]
@@ -63,5 +65,7 @@ mod stopping;
 mod submit;
 #[path = "end_to_end/top.rs"]
 mod top;
+#[path = "end_to_end/traces.rs"]
+mod traces;
 #[path = "end_to_end/watched.rs"]
 mod watched;

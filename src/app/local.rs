@@ -9,16 +9,18 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ended, Parts, Spawners, StartError, identity};
+use super::{Ended, Parts, Spawners, StartError, TraceOptions, identity};
 use crate::batch::halt::Halt;
 use crate::batch::journal::Journal;
-use crate::batch::{self, AttachError, BatchId, Cancel, End, Engine, Ids, OnBad, Plan, Sink, Source, Table, Watcher};
+use crate::batch::{
+    self, AttachError, BatchId, Cancel, End, Engine, Ids, OnBad, Plan, Results, Sink, Source, Table, Watcher,
+};
 use crate::config::Pool;
-use crate::message::{Order, WorkerInfo};
+use crate::message::{Order, TraceContext, WorkerInfo};
 use crate::supervise::Shutdown;
-use crate::transport::Transport;
 use crate::transport::memory::Memory;
 use crate::transport::topology::{Declare, Names, Topology};
+use crate::transport::{Transport, TransportError};
 use crate::worker::orders::Orders;
 use crate::worker::{Audience, Identity};
 use crate::worker::{Circuits, Elsewhere};
@@ -44,6 +46,8 @@ pub struct Work<'a, S> {
     pub past: (Table, Option<Journal>),
     /// What the batch is called.
     pub batch: BatchId,
+    /// What the jobs are a part of, if they are part of a trace.
+    pub cause: Option<TraceContext>,
     /// Most jobs that are read and not finished; `None` for enough to keep the pool busy.
     pub max_in_flight: Option<usize>,
     /// What to do with an item that is no job.
@@ -52,6 +56,18 @@ pub struct Work<'a, S> {
     pub halts: Vec<Halt>,
     /// What has failed in an earlier run is run again.
     pub retry_failed: bool,
+}
+
+/// What a local run needs to know.
+pub struct LocalOptions {
+    /// The pool to run jobs in.
+    pub pool: Pool,
+    /// Who starts commands.
+    pub spawners: Spawners,
+    /// Where to serve metrics; `None` for nowhere.
+    pub metrics_addr: Option<String>,
+    /// Where traces go; `None` for nowhere.
+    pub traces: Option<TraceOptions>,
 }
 
 /// How a local run ended.
@@ -66,26 +82,18 @@ pub struct LocalEnd {
 ///
 /// # Errors
 /// [`StartError`], before any job was run.
-pub async fn run(
-    pool: Pool,
-    spawners: Spawners,
-    metrics_addr: Option<&str>,
-    work: Work<'_, impl Source>,
-) -> Result<LocalEnd, StartError> {
+pub async fn run(options: LocalOptions, work: Work<'_, impl Source>) -> Result<LocalEnd, StartError> {
+    let pool = options.pool;
     let shutdown = Shutdown::new();
     let (broker, names) = (Memory::default(), Names::new(NAMESPACE));
     broker
         .declare(&Topology::new(&names, [&*pool.name]), Declare::Active)
         .await?;
-    let results = batch::attach(&broker, &names, &work.batch)
-        .await
-        .map_err(|error| match error {
-            AttachError::Transport(error) => error,
-            AttachError::Busy(queue) => unreachable!("nobody else sees {queue}"),
-        })?;
+    let results = results(&broker, &names, &work.batch).await?;
     let orders = Orders::none();
     let mut plan = Plan::new(broker.clone(), &names, &pool.name, &work.batch, here(&pool));
     plan.call(Ids::OfOrigin);
+    plan.trace(work.cause);
     plan.max_in_flight = work
         .max_in_flight
         .unwrap_or_else(|| IN_FLIGHT.max(usize::from(pool.prefetch) * 2));
@@ -95,11 +103,12 @@ pub async fn run(
     let parts = Parts::new(
         std::slice::from_ref(&pool),
         NAMESPACE,
-        spawners,
+        options.spawners,
         None,
         Audience::nobody(),
-    )?;
-    let listener = parts.bind(metrics_addr).await?;
+    )?
+    .traced(options.traces, "synthex", NAMESPACE);
+    let listener = parts.bind(options.metrics_addr.as_deref()).await?;
     let mut worker = parts.worker(broker, NAMESPACE, orders, &shutdown);
     worker.circuits = Circuits::new(&worker.observer, Elsewhere::Nobody);
     let tree = parts.tree(&worker, Vec::new(), vec![pool], listener, &shutdown);
@@ -129,6 +138,14 @@ pub async fn run(
             ending: worker.ending,
         },
         end: engine.end(outcome),
+    })
+}
+
+/// Where the results of the batch come.
+async fn results(broker: &Memory, names: &Names, batch: &BatchId) -> Result<Results<Memory>, TransportError> {
+    batch::attach(broker, names, batch).await.map_err(|error| match error {
+        AttachError::Transport(error) => error,
+        AttachError::Busy(queue) => unreachable!("nobody else sees {queue}"),
     })
 }
 

@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use super::{BadItem, BatchId, Item, Submission};
 use crate::message::{
-    Encoding, Envelope, Failure, FailureKind, JobId, JobResult, Output, Properties, Status, WorkerInfo, header,
+    Encoding, Envelope, Failure, FailureKind, JobId, JobResult, Output, Properties, Status, TraceContext, WorkerInfo,
+    header,
 };
 use crate::transport::topology::Names;
 use crate::transport::{Publication, Routing};
@@ -27,6 +28,8 @@ pub(super) struct Address {
     pub(super) batch: BatchId,
     pub(super) priority: Option<u8>,
     pub(super) ids: Ids,
+    /// What the jobs are a part of, if they are part of a trace.
+    pub(super) cause: Option<TraceContext>,
 }
 
 impl Address {
@@ -38,6 +41,7 @@ impl Address {
             batch: batch.clone(),
             priority: None,
             ids: Ids::OfBatch,
+            cause: None,
         }
     }
 
@@ -51,6 +55,9 @@ impl Address {
         };
         let batch = self.batch.as_str().into();
         properties.headers.insert(header::BATCH.to_owned(), batch);
+        if let Some(cause) = &self.cause {
+            cause.write(&mut properties);
+        }
         Publication {
             exchange: self.exchange.clone(),
             routing_key: self.pool.clone(),
@@ -150,6 +157,22 @@ mod tests {
         assert_eq!(properties.reply_to.as_deref(), Some("n.batch.b"));
         assert_eq!(properties.text_header(header::BATCH), Some("b"));
         assert!(properties.submitted_at().is_some(), "a cancel goes by it");
+    }
+
+    #[test]
+    fn a_job_is_of_the_trace_that_its_batch_is_of() {
+        let job_of = |cause: Option<TraceContext>| {
+            let address = Address {
+                cause,
+                ..address(Ids::OfBatch)
+            };
+            let job = address.job(Submission { seq: 1, number: 1 }, "a:1", Bytes::new());
+            job.envelope.properties
+        };
+        let cause = TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", Some("a=1"));
+        assert!(cause.is_some());
+        assert_eq!(TraceContext::read(&job_of(cause.clone())), cause);
+        assert_eq!(job_of(None).text_header(header::TRACEPARENT), None);
     }
 
     #[test]

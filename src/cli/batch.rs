@@ -15,7 +15,7 @@ use super::broker_args::{BrokerArgs, ClientError, ConnectArgs, Patience};
 use super::exit::{Exit, Failure};
 use super::input_args::{self, InputArgs, dry_run};
 use super::operator::{out, who};
-use super::{print, submit};
+use super::{environment, print, submit};
 use crate::app::Signals;
 use crate::batch::input::{Input, InputError};
 use crate::batch::{
@@ -247,6 +247,7 @@ impl Client {
         };
         let mut plan = Plan::new(self.broker.clone(), names, pool, batch, here);
         plan.prioritize(args.priority);
+        plan.trace(environment::trace());
         plan.on_bad = args.policy.on_bad();
         plan.halts = args.policy.halts();
         plan.retry_failed = args.policy.retry_failed;

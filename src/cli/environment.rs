@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::app::ServiceManagerOptions;
+use crate::message::TraceContext;
 
 /// The caller's environment, for commands that run as if the caller had started them. What is not UTF-8 is left out, and
 /// so are our own settings: the broker's address holds a password.
@@ -16,6 +17,13 @@ pub(super) fn of_the_caller() -> BTreeMap<String, String> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| !name.starts_with("SYNTHEX_"))
         .collect()
+}
+
+/// The trace that we are a part of, as who started us says by the variables `TRACEPARENT` and `TRACESTATE`.
+pub(super) fn trace() -> Option<TraceContext> {
+    #[expect(clippy::disallowed_methods, reason = "this file owns the environment")]
+    let variable = |name: &str| std::env::var_os(name)?.into_string().ok();
+    TraceContext::parse(&variable("TRACEPARENT")?, variable("TRACESTATE").as_deref())
 }
 
 /// Where a program of this user keeps what is to outlive it: the directory that systemd has made for it

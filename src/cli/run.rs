@@ -13,10 +13,11 @@ use super::batch_view::{View, ViewArgs};
 use super::cgroup_args::CgroupArgs;
 use super::exit::{Exit, Failure};
 use super::input_args::{InputArgs, dry_run};
+use super::trace_args::TraceArgs;
 use super::worker::{config_failure, metrics_addr, start_failure};
 use super::{environment, print};
 use crate::app::Spawners;
-use crate::app::local::{self, Work};
+use crate::app::local::{self, LocalOptions, Work};
 use crate::batch::{MAX_IN_FLIGHT, Progress, Sink, Watcher};
 use crate::config::{self, Overrides, Pool};
 use crate::message::{JobResult, Output};
@@ -45,6 +46,8 @@ pub(super) struct RunArgs {
     machine: MachineArgs,
     #[command(flatten)]
     pub(super) cgroup: CgroupArgs,
+    #[command(flatten)]
+    traces: TraceArgs,
 }
 
 #[derive(Args)]
@@ -81,6 +84,7 @@ pub(super) async fn run(args: RunArgs, spawners: Spawners) -> Result<Exit, Failu
     if let Some(total) = opened.input.total() {
         watcher.on(&Progress::Total(total));
     }
+    let traces = args.traces.options()?;
     let past = args.policy.past("", &pool.name, Broker::Ours).await?;
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     sinks.extend(past.file.map(|file| Box::new(file) as Box<dyn Sink>));
@@ -94,14 +98,20 @@ pub(super) async fn run(args: RunArgs, spawners: Spawners) -> Result<Exit, Failu
         watcher: &mut watcher,
         past: (past.table, past.journal),
         batch: past.batch,
+        cause: environment::trace(),
         max_in_flight: args.policy.max_in_flight.map(|most| most.get() as usize),
         on_bad: args.policy.on_bad(),
         halts: args.policy.halts(),
         retry_failed: args.policy.retry_failed,
     };
-    let metrics = metrics_addr(&args.machine.metrics_addr);
+    let options = LocalOptions {
+        pool,
+        spawners,
+        metrics_addr: metrics_addr(&args.machine.metrics_addr).map(str::to_owned),
+        traces,
+    };
     let ended = tokio::select! {
-        ended = local::run(pool, spawners, metrics, work) => ended.map_err(|error| start_failure(&error))?,
+        ended = local::run(options, work) => ended.map_err(|error| start_failure(&error))?,
         () = view.keep_showing() => unreachable!("it shows for ever"),
     };
     let results = args.policy.results.as_ref().map(|file| file.display().to_string());

@@ -12,7 +12,7 @@ use super::exit::{Exit, Failure};
 use super::job_args::JobArgs;
 use super::logs::{self, Printer};
 use super::operator::nearest_pool;
-use super::{print, run as local};
+use super::{environment, print, run as local};
 use crate::events::{self, Transcript};
 use crate::message::{Envelope, Job, JobId, JobResult, Properties, Span};
 use crate::transport::amqp::Amqp;
@@ -208,12 +208,15 @@ impl Client {
     }
 
     fn publication(&self, job: &Job, id: &JobId, reply_to: Option<String>) -> Publication {
-        let properties = Properties {
+        let mut properties = Properties {
             correlation_id: reply_to.is_some().then(|| id.to_string()),
             reply_to,
             priority: self.priority,
             ..Properties::of_job(id)
         };
+        if let Some(trace) = environment::trace() {
+            trace.write(&mut properties);
+        }
         Publication {
             exchange: self.names.jobs(),
             routing_key: self.pool.clone(),

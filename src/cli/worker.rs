@@ -8,6 +8,7 @@ use super::broker_args::{BrokerArgs, broker_failure};
 use super::cgroup_args::CgroupArgs;
 use super::exit::{Exit, Failure};
 use super::outbox_args::OutboxArgs;
+use super::trace_args::TraceArgs;
 use super::{environment, print};
 use crate::app::{self, Ended, ServeOptions, Spawners, StartError};
 use crate::config::{self, ConfigErrors, Loaded, Overrides};
@@ -45,6 +46,8 @@ pub(super) struct WorkerArgs {
     outbox: OutboxArgs,
     #[command(flatten)]
     broker: BrokerArgs,
+    #[command(flatten)]
+    traces: TraceArgs,
 }
 
 /// Serves until a signal ends it.
@@ -63,6 +66,7 @@ pub(super) async fn run(args: WorkerArgs, spawners: Spawners) -> Result<Exit, Fa
         metrics_addr: metrics_addr(&args.metrics_addr).map(str::to_owned),
         outbox: args.outbox.options(),
         service_manager: environment::service_manager(),
+        traces: args.traces.options()?,
     };
     conclude(&app::serve(options).await.map_err(|error| start_failure(&error))?)
 }

@@ -285,6 +285,7 @@ mod tests {
             duration: Duration::ZERO,
             error: None,
             labels: BTreeMap::new(),
+            trace_id: None,
         });
     }
 

@@ -75,6 +75,7 @@ fn of_job(event: &Event, place: impl Fn(&Arc<str>) -> Place) -> Option<Published
             duration,
             error,
             labels,
+            trace_id: _, // for the log, and who follows traces
         } => Published::JobFinished {
             place: place(pool),
             job_id: job_id.clone(),

@@ -108,6 +108,10 @@ pub mod header {
     pub const BATCH: &str = "x-synthex-batch";
     /// What all of these begin with.
     pub const OURS: &str = "x-synthex-";
+    /// The trace that a message belongs to, by the name that W3C Trace Context gives it.
+    pub const TRACEPARENT: &str = "traceparent";
+    /// What tracing systems tell each other of that trace.
+    pub const TRACESTATE: &str = "tracestate";
 
     /// How often a message has come back to its queue, as a quorum queue counts it.
     pub(super) const RETURNS: &str = "x-delivery-count";

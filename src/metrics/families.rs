@@ -82,6 +82,10 @@ families! {
         rate_limited_seconds_total: SecondsCounter [pool];
         /// Times that the outbox on disk could not be written or read.
         outbox_errors_total: Counter [];
+        /// Spans of traces that the receiver (--otlp-endpoint) has taken.
+        spans_exported_total: Counter [];
+        /// Spans of traces that are lost: the receiver was down, slow, or refused them.
+        spans_dropped_total: Counter [];
         /// Always 1, with the version of this program and the namespace that it serves.
         build_info: Gauge [version, namespace];
     }

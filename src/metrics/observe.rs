@@ -3,6 +3,8 @@
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use prometheus::IntCounter;
+
 use super::Metrics;
 use super::collect::gauge;
 use super::families::{STDERR, STDOUT, WorkerFamilies};
@@ -40,13 +42,12 @@ impl Observer for Metrics {
             Event::OutboxFailed => families.outbox_errors_total.at([]).inc(),
             Event::QueueMeasured { pool, depth } => families.queue_measured(pool, *depth),
             Event::Control { message } => families.control_messages_total.at([message.as_str()]).inc(),
-            Event::CancelsForgotten { count } => {
-                let forgotten = &families.cancels_forgotten_total;
-                forgotten.at([]).inc_by(u64::try_from(*count).unwrap_or(u64::MAX));
-            }
+            Event::CancelsForgotten { count } => add(families.cancels_forgotten_total.at([]), *count),
             Event::EventPublished { about } => families.events_published_total.at([about.as_str()]).inc(),
             Event::EventDropped { about } => families.events_dropped_total.at([about.as_str()]).inc(),
             Event::OutputUnsent { bytes } => families.live_output_dropped_bytes_total.at([]).inc_by(*bytes),
+            Event::SpansExported { count } => add(families.spans_exported_total.at([]), *count),
+            Event::SpansDropped { count } => add(families.spans_dropped_total.at([]), *count),
             Event::Broker(event) => self.broker(event),
             // Not counted yet, counted where it happens, or shown by `Health`.
             Event::JobDelayed { .. }
@@ -63,6 +64,10 @@ impl Observer for Metrics {
             | Event::Draining => {}
         }
     }
+}
+
+fn add(counter: IntCounter, count: usize) {
+    counter.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
 }
 
 /// The number of a circuit's position; the worst is the greatest.
@@ -235,6 +240,7 @@ mod tests {
             duration: Duration::from_secs(9),
             error: None,
             labels: BTreeMap::new(),
+            trace_id: None,
         }
     }
 

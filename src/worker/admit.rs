@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use super::trail::Trace;
 use crate::config::{Allowed, Pool, Retry};
 use crate::executor::{Environment, Run, Warning};
 use crate::flow::retry::Schedule;
@@ -19,7 +20,7 @@ use crate::message::{
 };
 
 /// What is known of a job apart from what to run: all that a result needs of it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Ticket {
     pub(super) job_id: JobId,
     pub(super) attempt: Attempt,
@@ -27,6 +28,7 @@ pub(super) struct Ticket {
     pub(super) reply_to: Option<String>,
     pub(super) correlation_id: Option<String>,
     pub(super) labels: BTreeMap<String, String>,
+    pub(super) trace: Trace,
 }
 
 /// What to do with a delivery.
@@ -202,6 +204,7 @@ impl Ticket {
             reply_to: properties.reply_to.clone().filter(|address| !address.is_empty()),
             correlation_id: properties.correlation_id.clone(),
             labels: BTreeMap::new(),
+            trace: Trace::read(properties),
         }
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::hold::HoldReason;
 use crate::flow::breaker::Position;
-use crate::message::{FailureKind, JobId, JobResult, Order, Request, Status, Stream};
+use crate::message::{FailureKind, JobId, JobResult, Order, Request, Status, Stream, TraceId};
 use crate::supervise::SupervisorEvent;
 use crate::transport::{BrokerEvent, QueueDepth};
 
@@ -68,6 +68,8 @@ pub enum Event {
         error: Option<(FailureKind, String)>,
         /// The job's own.
         labels: BTreeMap<String, String>,
+        /// The trace that the job is a part of, if it is of one.
+        trace_id: Option<TraceId>,
     },
     /// A failed attempt was published again, to be run after a delay.
     JobRetried {
@@ -254,6 +256,16 @@ pub enum Event {
         /// How many bytes.
         bytes: u64,
     },
+    /// Spans of traces were taken by the receiver.
+    SpansExported {
+        /// How many.
+        count: usize,
+    },
+    /// Spans of traces are lost: the receiver is down, slow or refuses them.
+    SpansDropped {
+        /// How many.
+        count: usize,
+    },
     /// The worker takes no more jobs.
     Draining,
     /// A task of the worker itself was started, has ended, or failed.
@@ -422,7 +434,7 @@ impl ControlMessage {
 
 impl Event {
     /// The end of an attempt, as its result has it.
-    pub(super) fn finished(pool: Arc<str>, result: &JobResult) -> Self {
+    pub(super) fn finished(pool: Arc<str>, result: &JobResult, trace_id: Option<TraceId>) -> Self {
         let error = result.error.as_ref();
         Self::JobFinished {
             pool,
@@ -433,6 +445,7 @@ impl Event {
             duration: Duration::from_millis(result.duration_ms),
             error: error.map(|error| (error.kind, error.message.clone())),
             labels: result.labels.clone(),
+            trace_id,
         }
     }
 }

@@ -280,6 +280,7 @@ impl<T: Transport> Intake<T> {
             let taken = Taken {
                 delivery,
                 present: self.holds.enter(),
+                came_at: self.pipeline.now_if_followed(),
             };
             tokio::select! {
                 biased; // handed on, it is given back as it came; dropped, it would look like one redelivered

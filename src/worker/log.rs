@@ -3,7 +3,7 @@
 //! A job's command, environment and output are never logged.
 
 use super::event::{Event, Observer};
-use crate::message::{FailureKind, JobId, Status};
+use crate::message::{FailureKind, JobId, Status, TraceId};
 use crate::transport::BrokerEvent;
 
 /// Writes events to the log.
@@ -26,6 +26,7 @@ impl Observer for EventLog {
                 is_final,
                 duration,
                 error,
+                trace_id,
                 ..
             } => {
                 let end = End {
@@ -33,8 +34,10 @@ impl Observer for EventLog {
                     attempt: *attempt,
                     status: *status,
                     is_final: *is_final,
+                    duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+                    trace_id: *trace_id,
                 };
-                end.log(pool, duration.as_secs_f64(), error.as_ref());
+                end.log(pool, error.as_ref());
             }
             Event::JobRetried { pool, job_id, delay } => {
                 let delay_s = delay.as_secs_f64();
@@ -72,18 +75,23 @@ struct End<'a> {
     attempt: u32,
     status: Status,
     is_final: bool,
+    duration_ms: u64,
+    trace_id: Option<TraceId>,
 }
 
 impl End<'_> {
-    fn log(&self, pool: &str, duration_s: f64, error: Option<&(FailureKind, String)>) {
+    fn log(&self, pool: &str, error: Option<&(FailureKind, String)>) {
         let Self {
             job_id,
             attempt,
             status,
             is_final,
+            duration_ms,
+            trace_id,
         } = self;
         let error = error.map(|(_, message)| message.as_str());
-        tracing::info!(pool, job.id = %job_id, attempt, %status, is_final, duration_s, error, "job ended");
+        let trace_id = trace_id.map(tracing::field::display);
+        tracing::info!(pool, job.id = %job_id, attempt, %status, is_final, duration_ms, error, trace_id, "job ended");
     }
 }
 

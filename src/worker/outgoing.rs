@@ -45,16 +45,20 @@ pub(super) fn reply(ticket: &Ticket, result: &Publication) -> Option<Publication
 }
 
 fn result_envelope(ticket: &Ticket, result: &JobResult) -> Envelope {
+    let mut properties = Properties {
+        content_type: Some(JSON.to_owned()),
+        message_id: Some(result.message_id()),
+        correlation_id: ticket.correlation_id.clone(),
+        kind: Some(result.status.to_string()),
+        timestamp: u64::try_from(result.finished_at.as_second()).ok(),
+        ..Properties::default()
+    };
+    if let Some(context) = ticket.trace.of_result() {
+        context.write(&mut properties);
+    }
     Envelope {
         body: result.encode(),
-        properties: Properties {
-            content_type: Some(JSON.to_owned()),
-            message_id: Some(result.message_id()),
-            correlation_id: ticket.correlation_id.clone(),
-            kind: Some(result.status.to_string()),
-            timestamp: u64::try_from(result.finished_at.as_second()).ok(),
-            ..Properties::default()
-        },
+        properties,
     }
 }
 
@@ -65,9 +69,9 @@ pub(super) fn unstarted(names: &Names, pool: &str, job: &Envelope) -> Publicatio
 
 /// The same job with one redelivery more on its account, to come again a moment later: if it is to kill its worker, the ack
 /// of the delivery before must have arrived by then, or there would be two of it.
-pub(super) fn recounted(names: &Names, pool: &str, job: &Envelope, id: &JobId, attempt: Attempt) -> Publication {
+pub(super) fn recounted(names: &Names, pool: &str, job: &Envelope, ticket: &Ticket, attempt: Attempt) -> Publication {
     let mut envelope = again(job);
-    keep_id(&mut envelope, id);
+    keep_identity(&mut envelope, ticket);
     attempt.write(&mut envelope.properties);
     delayed(names, pool, envelope, TIERS[0].ttl)
 }
@@ -75,7 +79,7 @@ pub(super) fn recounted(names: &Names, pool: &str, job: &Envelope, id: &JobId, a
 /// The same job, whose next attempt is put off.
 pub(super) fn put_off(names: &Names, pool: &str, job: &Envelope, ticket: &Ticket, wait: Duration) -> Publication {
     let mut envelope = again(job);
-    keep_id(&mut envelope, &ticket.job_id);
+    keep_identity(&mut envelope, ticket);
     ticket.attempt.after_put_off().write(&mut envelope.properties);
     delayed(names, pool, envelope, wait)
 }
@@ -109,16 +113,16 @@ pub(super) fn retried(
     wait: Duration,
 ) -> Publication {
     let mut envelope = again(job);
-    keep_id(&mut envelope, &ticket.job_id);
+    keep_identity(&mut envelope, ticket);
     ticket.attempt.after_run().write(&mut envelope.properties);
     not_before(&mut envelope, at);
     delayed(names, pool, envelope, wait)
 }
 
 /// The same job, to come again when (part of) its wait is over.
-pub(super) fn waiting(names: &Names, pool: &str, job: &Envelope, id: &JobId, wait: Duration) -> Publication {
+pub(super) fn waiting(names: &Names, pool: &str, job: &Envelope, ticket: &Ticket, wait: Duration) -> Publication {
     let mut envelope = again(job);
-    keep_id(&mut envelope, id);
+    keep_identity(&mut envelope, ticket);
     delayed(names, pool, envelope, wait)
 }
 
@@ -221,6 +225,14 @@ fn size(value: &HeaderValue) -> usize {
     }
 }
 
+/// What the job is known by, and the trace that it is a part of, over all its attempts.
+fn keep_identity(envelope: &mut Envelope, ticket: &Ticket) {
+    keep_id(envelope, &ticket.job_id);
+    if let Some(context) = ticket.trace.of_job() {
+        context.write(&mut envelope.properties);
+    }
+}
+
 /// A job that brought no id of its own, or none that can be one, keeps the one it was given.
 fn keep_id(envelope: &mut Envelope, id: &JobId) {
     let brought = envelope.properties.message_id.as_deref();
@@ -234,6 +246,8 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::message::TraceContext;
+    use crate::worker::trail::Trace;
 
     fn names() -> Names {
         Names::new("n")
@@ -272,6 +286,7 @@ mod tests {
             reply_to: reply_to.map(str::to_owned),
             correlation_id: Some("c".to_owned()),
             labels: [].into(),
+            trace: Trace::default(),
         }
     }
 
@@ -326,7 +341,7 @@ mod tests {
     #[test]
     fn a_recounted_job_carries_its_count() {
         let attempt = Attempt::read(&job().properties).after_redelivery();
-        let again = recounted(&names(), "p", &job(), &id("job-1"), attempt);
+        let again = recounted(&names(), "p", &job(), &ticket(None), attempt);
         assert_eq!(Attempt::read(&again.envelope.properties), attempt);
         assert_eq!(attempt.number, 2);
     }
@@ -358,17 +373,59 @@ mod tests {
     #[test]
     fn a_job_without_an_id_keeps_the_one_it_was_given() {
         let mut anonymous = job();
+        let mut ticket = ticket(None);
+        ticket.job_id = id("given");
         for (brought, kept) in [(None, "given"), (Some("not an id"), "given"), (Some("own"), "own")] {
             anonymous.properties.message_id = brought.map(str::to_owned);
-            let again = waiting(&names(), "p", &anonymous, &id("given"), Duration::from_secs(2));
+            let again = waiting(&names(), "p", &anonymous, &ticket, Duration::from_secs(2));
             assert_eq!(again.envelope.properties.message_id.as_deref(), Some(kept));
         }
     }
 
     #[test]
+    fn a_result_and_a_later_attempt_are_of_the_jobs_trace() {
+        let context =
+            TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", Some("a=1")).unwrap();
+        let mut traced = ticket(None);
+        let mut properties = Properties::default();
+        context.write(&mut properties);
+        traced.trace = Trace::read(&properties);
+        let mut large = job();
+        large
+            .properties
+            .headers
+            .insert("large".to_owned(), "x".repeat(HEADERS_MAX).into());
+        let later = waiting(&names(), "p", &large, &traced, Duration::from_secs(1));
+        assert_eq!(
+            TraceContext::read(&later.envelope.properties),
+            Some(context.clone()),
+            "though the producer's headers were dropped"
+        );
+        assert_eq!(TraceContext::read(&result_properties(&traced)), Some(context));
+        assert!(result_properties(&ticket(None)).headers.is_empty());
+    }
+
+    fn result_properties(ticket: &Ticket) -> Properties {
+        let refusal = crate::worker::admit::Refusal {
+            kind: crate::message::FailureKind::Expired,
+            field: None,
+            message: String::new(),
+        };
+        let worker = crate::message::WorkerInfo {
+            id: String::new(),
+            host: String::new(),
+            pool: "p".to_owned(),
+            version: String::new(),
+        };
+        let status = crate::message::Status::Expired;
+        let ended = crate::worker::settle::refuse(ticket, status, refusal, Timestamp::UNIX_EPOCH, worker).result;
+        result(&names(), ticket, &ended).envelope.properties
+    }
+
+    #[test]
     fn a_wait_goes_through_the_longest_tier_that_does_not_overshoot() {
         for (seconds, tier) in [(0, "250ms"), (1, "1s"), (59, "20s"), (3600, "1h"), (30 * 86_400, "1d")] {
-            let later = waiting(&names(), "p", &job(), &id("j"), Duration::from_secs(seconds));
+            let later = waiting(&names(), "p", &job(), &ticket(None), Duration::from_secs(seconds));
             assert_eq!(
                 (later.exchange, later.routing_key.as_str()),
                 (format!("n.delay.{tier}"), "p")

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::admit::Ticket;
 use super::outgoing;
 use super::settle::{Conclusion, Next};
-use crate::message::{Attempt, Envelope, JobId, JobResult};
+use crate::message::{Attempt, Envelope, JobId, JobResult, TraceContext, TraceId};
 use crate::transport::Publication;
 use crate::transport::topology::Names;
 
@@ -79,8 +79,17 @@ impl Parcel {
 
     /// The result that it holds.
     pub(super) fn result(&self) -> Option<JobResult> {
+        JobResult::decode(&self.result_message()?.body).ok()
+    }
+
+    /// The trace that its result is a part of.
+    pub(super) fn trace_id(&self) -> Option<TraceId> {
+        TraceContext::read(&self.result_message()?.properties).map(|context| context.trace_id)
+    }
+
+    fn result_message(&self) -> Option<&Envelope> {
         let result = self.mail.iter().find(|mail| mail.purpose == Purpose::Result)?;
-        JobResult::decode(&result.publication.envelope.body).ok()
+        Some(&result.publication.envelope)
     }
 }
 

@@ -6,6 +6,7 @@
 //! It obeys the drain while a job waits for its slot, and the abort always. A job that an operator cancels ends where it
 //! is: at its admission, while it waits for its slot, or with its command.
 
+mod telling;
 mod turn;
 
 use std::pin::pin;
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::Audience;
 use super::admit::{Admission, Plan, Refusal, Ticket, admit};
 use super::audience::{Heard, Hearing};
-use super::event::{Event, Observer, RunAccount, StreamAccount};
+use super::event::{Event, Observer};
 use super::hold::Present;
 use super::in_hand::{Entry, InHand, Known};
 use super::ledger::{Held, Ledger, Recognised};
@@ -32,13 +33,15 @@ use super::programs::Programs;
 use super::pulse::Pulse;
 use super::settle::{self, Conclusion};
 use super::slots::Slots;
+use super::trail::{About, Phase, Tracer};
 use super::{Ending, Holds, Worker};
 use crate::config::Pool;
-use crate::executor::{self, End, Outcome, Run, Spawners, Stop};
-use crate::message::{Envelope, FailureKind, JobId, Output, Status, WorkerInfo, header};
+use crate::executor::{self, End, Environment, Outcome, Run, Spawners, Stop};
+use crate::message::{Envelope, FailureKind, Status, TraceContext, WorkerInfo, header};
 use crate::supervise::Shutdown;
 use crate::transport::topology::Names;
 use crate::transport::{Delivery, Publication, SettleError, Transport};
+use telling::{Between, Running, account, waited};
 use turn::PutOff;
 
 pub(super) struct Pipeline<T> {
@@ -57,6 +60,8 @@ pub(super) struct Pipeline<T> {
     audience: Audience,
     pulse: Arc<Pulse>,
     observer: Arc<dyn Observer>,
+    /// Who follows jobs, if somebody does.
+    tracer: Option<Tracer>,
     ending: Ending,
     /// The worker drains, and no delivery comes any more.
     last_came: CancellationToken,
@@ -90,6 +95,7 @@ impl<T: Transport> Pipeline<T> {
             audience: worker.audience.clone(),
             pulse,
             observer: worker.observer.clone(),
+            tracer: worker.tracer.clone(),
             ending: worker.ending.clone(),
             last_came: CancellationToken::new(),
         }
@@ -98,6 +104,11 @@ impl<T: Transport> Pipeline<T> {
     /// Says that the worker drains and the pool's consumer is gone.
     pub(super) fn nothing_more_comes(&self) {
         self.last_came.cancel();
+    }
+
+    /// When a delivery came, if somebody wants to know.
+    pub(super) fn now_if_followed(&self) -> Option<Timestamp> {
+        self.tracer.is_some().then(Timestamp::now)
     }
 
     /// What is remembered of messages.
@@ -132,7 +143,11 @@ impl<T: Transport> Pipeline<T> {
     /// # Cancel safety
     /// Not cancel safe, but nothing is lost: dropped half-way, it kills the command and gives the delivery back.
     pub(super) async fn handle(&self, taken: Taken, stop: &Shutdown) {
-        let Taken { delivery, present } = taken;
+        let Taken {
+            delivery,
+            present,
+            came_at,
+        } = taken;
         let _unacked = Between::new(
             self,
             |pool| Event::DeliveryTaken { pool },
@@ -145,7 +160,8 @@ impl<T: Transport> Pipeline<T> {
             return held.was_not_started(); // of a session that is gone: the broker hands it out again
         }
         let now = Timestamp::now();
-        let (ticket, admission) = admit(&self.pool, held.envelope(), held.redelivered(), now);
+        let (mut ticket, admission) = admit(&self.pool, held.envelope(), held.redelivered(), now);
+        self.follow(&mut ticket, came_at.unwrap_or(now));
         let job = self.watch(&ticket, held.envelope());
         let entry = self.enter(&ticket, &admission);
         let admission = match (admission, job.cancellation()) {
@@ -174,6 +190,19 @@ impl<T: Transport> Pipeline<T> {
             entry.settle();
         }
         entry
+    }
+
+    /// Has the attempt written down, if somebody follows it.
+    fn follow(&self, ticket: &mut Ticket, began: Timestamp) {
+        if let Some(tracer) = &self.tracer {
+            let about = About {
+                pool: &self.pool.name,
+                job_id: &ticket.job_id,
+                attempt: ticket.attempt.number,
+                began,
+            };
+            ticket.trace.follow(tracer, &about);
+        }
     }
 
     /// Has the job told when it is cancelled.
@@ -304,6 +333,7 @@ impl<T: Transport> Pipeline<T> {
             }
         };
         running.account = account(&outcome);
+        ticket.trace.ran(&outcome, now);
         outcome
     }
 
@@ -317,6 +347,9 @@ impl<T: Transport> Pipeline<T> {
             ("SYNTHEX_DEADLINE", deadline.to_string()),
         ];
         run.env.extend(facts);
+        if let Some(context) = ticket.trace.of_command() {
+            trace_env(&mut run.env, &context);
+        }
         run
     }
 
@@ -351,19 +384,29 @@ impl<T: Transport> Pipeline<T> {
     ) {
         let (names, pool, key) = (&self.names, &*self.pool.name, held.key().into());
         let parcel = Parcel::of(names, pool, key, held.envelope(), ticket, &conclusion);
+        let publishing = ticket.trace.phase(Phase::Publish);
         let Some(receipt) = self.post.send(&parcel, stop).await else {
             return self.cut(held, ticket).await; // the worker stops at once
         };
-        self.tell(Event::finished(self.pool.name.clone(), &conclusion.result));
+        drop(publishing);
+        ticket.trace.ended(&conclusion.result);
+        self.tell(Event::finished(
+            self.pool.name.clone(),
+            &conclusion.result,
+            ticket.trace.id(),
+        ));
         hearing.tell_end(&conclusion.result);
-        if let Err(error) = held.ack().await {
+        let acking = ticket.trace.phase(Phase::Ack);
+        let acked = held.ack().await;
+        drop(acking);
+        if let Err(error) = acked {
             tracing::warn!(pool, job.id = %ticket.job_id, "failed to {error}, though it has ended");
         }
         receipt.close().await;
     }
 
     async fn delay(&self, held: Held, ticket: &Ticket, wait: Duration, stop: &Shutdown) {
-        let later = outgoing::waiting(&self.names, &self.pool.name, held.envelope(), &ticket.job_id, wait);
+        let later = outgoing::waiting(&self.names, &self.pool.name, held.envelope(), ticket, wait);
         self.send_later(held, ticket, &later, wait, stop).await;
     }
 
@@ -395,7 +438,7 @@ impl<T: Transport> Pipeline<T> {
     async fn recount(&self, held: Held, ticket: &Ticket, stop: &Shutdown) {
         let attempt = ticket.attempt.after_redelivery();
         let job = held.envelope();
-        let again = outgoing::recounted(&self.names, &self.pool.name, job, &ticket.job_id, attempt);
+        let again = outgoing::recounted(&self.names, &self.pool.name, job, ticket, attempt);
         if self.post.outbox.deliver(&again, stop).await {
             self.tell(Event::JobRecounted {
                 pool: self.pool.name.clone(),
@@ -422,6 +465,8 @@ impl<T: Transport> Pipeline<T> {
 pub(super) struct Taken {
     pub(super) delivery: Delivery,
     pub(super) present: Present,
+    /// When it came; `None` when nobody wants to know.
+    pub(super) came_at: Option<Timestamp>,
 }
 
 /// How long a job that was cut waits for its consumer to be gone: less than its task has once all has to stop.
@@ -437,6 +482,15 @@ struct InCare {
 struct Started {
     now: Timestamp,
     ready_at: Option<Timestamp>,
+}
+
+/// Tells a command which trace it is a part of. A state that the environment may have is another trace's.
+fn trace_env(env: &mut Environment, context: &TraceContext) {
+    let state = context.state.clone();
+    if state.is_some() || env.get("TRACESTATE").is_some() {
+        env.extend([("TRACESTATE", state.unwrap_or_default())]);
+    }
+    env.extend([("TRACEPARENT", context.to_string())]);
 }
 
 /// The refusal of a job that an operator has cancelled.
@@ -458,135 +512,4 @@ fn settled(settled: Result<(), SettleError>) {
 /// The end of a run that begins now, if nothing else ends it.
 fn deadline(now: Timestamp, run: &Run) -> Timestamp {
     now.checked_add(run.timeout).unwrap_or(Timestamp::MAX)
-}
-
-/// From the moment a job could have started to the moment it does.
-fn waited(ticket: &Ticket, ready_at: Option<Timestamp>, now: Timestamp) -> Option<Duration> {
-    let ready = ticket.queued_at?.max(ready_at.unwrap_or(Timestamp::MIN));
-    Some(Duration::try_from(now.duration_since(ready)).unwrap_or_default())
-}
-
-/// How long the start of a command took that did start; a helper that died took its knowledge along.
-fn spawn_time(outcome: &Outcome) -> Option<Duration> {
-    let is_known = outcome.started_at.is_some() && outcome.end != End::HelperDied;
-    is_known.then_some(outcome.spawn_time)
-}
-
-fn account(outcome: &Outcome) -> RunAccount {
-    let stream = |output: &Output| StreamAccount {
-        bytes: output.bytes,
-        dropped: output.truncated_bytes,
-    };
-    RunAccount {
-        spawn: spawn_time(outcome),
-        kill: outcome.kill_time,
-        duration: outcome.duration,
-        stdout: stream(&outcome.stdout),
-        stderr: stream(&outcome.stderr),
-    }
-}
-
-/// Tells one event now, and its counterpart when dropped, however the task ends.
-struct Between<'a> {
-    observer: &'a dyn Observer,
-    pool: &'a Arc<str>,
-    end: fn(Arc<str>) -> Event,
-}
-
-impl<'a> Between<'a> {
-    fn new<T>(pipeline: &'a Pipeline<T>, begin: fn(Arc<str>) -> Event, end: fn(Arc<str>) -> Event) -> Self {
-        let (observer, pool) = (&*pipeline.observer, &pipeline.pool.name);
-        observer.on(&begin(pool.clone()));
-        Self { observer, pool, end }
-    }
-}
-
-impl Drop for Between<'_> {
-    fn drop(&mut self) {
-        self.observer.on(&(self.end)(self.pool.clone()));
-    }
-}
-
-/// Tells that a job started, and, however its task ends, that it ended.
-struct Running<'a> {
-    observer: &'a dyn Observer,
-    pool: &'a Arc<str>,
-    job_id: &'a JobId,
-    account: RunAccount,
-}
-
-impl<'a> Running<'a> {
-    fn start<T>(pipeline: &'a Pipeline<T>, ticket: &'a Ticket, waited: Option<Duration>) -> Self {
-        let (observer, pool) = (&*pipeline.observer, &pipeline.pool.name);
-        observer.on(&Event::JobStarted {
-            pool: pool.clone(),
-            job_id: ticket.job_id.clone(),
-            attempt: ticket.attempt.number,
-            waited,
-            labels: ticket.labels.clone(),
-        });
-        Self {
-            observer,
-            pool,
-            job_id: &ticket.job_id,
-            account: RunAccount::default(),
-        }
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.observer.on(&Event::JobEnded {
-            pool: self.pool.clone(),
-            job_id: self.job_id.clone(),
-            run: self.account,
-        });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::executor::NotStarted;
-    use crate::message::{FailureKind, LimitsApplied};
-
-    fn outcome(end: End, started_at: Option<Timestamp>) -> Outcome {
-        Outcome {
-            end,
-            stdout: Output::from_kept(b"ab", b"cd", 10),
-            stderr: Output::from_kept(b"e", b"", 1),
-            started_at,
-            finished_at: Timestamp::UNIX_EPOCH,
-            duration: Duration::from_secs(3),
-            spawn_time: Duration::from_millis(1),
-            run_time: Duration::from_secs(2),
-            kill_time: Some(Duration::from_secs(1)),
-            ended_by: None,
-            usage: None,
-            limits_applied: LimitsApplied::default(),
-        }
-    }
-
-    #[test]
-    fn the_account_of_a_run_is_that_of_its_outcome() {
-        let account = account(&outcome(End::Exited(0), Some(Timestamp::UNIX_EPOCH)));
-        let expected = RunAccount {
-            spawn: Some(Duration::from_millis(1)),
-            kill: Some(Duration::from_secs(1)),
-            duration: Duration::from_secs(3),
-            stdout: StreamAccount { bytes: 10, dropped: 6 },
-            stderr: StreamAccount { bytes: 1, dropped: 0 },
-        };
-        assert_eq!(account, expected);
-    }
-
-    #[test]
-    fn only_a_command_that_is_known_to_have_run_has_a_spawn_time() {
-        let spawn = |end, started_at| account(&outcome(end, started_at)).spawn;
-        assert_eq!(spawn(End::Cancelled, None), None);
-        let refused = NotStarted::new(FailureKind::ProgramMissing, "");
-        assert_eq!(spawn(End::NotStarted(refused), None), None);
-        assert_eq!(spawn(End::HelperDied, Some(Timestamp::UNIX_EPOCH)), None);
-        assert!(spawn(End::Cancelled, Some(Timestamp::UNIX_EPOCH)).is_some());
-    }
 }

@@ -74,7 +74,11 @@ impl<T: Transport> Replay<T> {
                 return;
             };
             if let Some(result) = parcel.result() {
-                self.observer.on(&Event::finished(parcel.pool.as_str().into(), &result));
+                self.observer.on(&Event::finished(
+                    parcel.pool.as_str().into(),
+                    &result,
+                    parcel.trace_id(),
+                ));
             }
             if let Err(error) = held.ack().await {
                 tracing::debug!(job.id = %parcel.job_id, "failed to {error}"); // it has not come again, or was lost again

@@ -228,6 +228,7 @@ mod tests {
     use crate::executor::NotStarted;
     use crate::flow::retry::Schedule;
     use crate::message::{Attempt, Enforcer, JobId, Usage};
+    use crate::worker::trail::Trace;
 
     fn ticket(runs_ended: u32) -> Ticket {
         Ticket {
@@ -240,6 +241,7 @@ mod tests {
             reply_to: None,
             correlation_id: None,
             labels: [("of".to_owned(), "test".to_owned())].into(),
+            trace: Trace::default(),
         }
     }
 

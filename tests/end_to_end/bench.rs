@@ -304,14 +304,11 @@ impl Worker {
         let line = running.wait_for_line(|line| line.contains("metrics on http://"));
         let address = line.split("http://").nth(1).and_then(|rest| rest.split('/').next());
         let address = address.expect("the line has the address").to_owned();
+        // As text, or as JSON.
+        let consuming = |line: &&str| line.contains("INFO consuming") || line.contains(r#""message":"consuming""#);
         wait_until(PATIENCE, "the worker consumes", || {
             assert!(running.is_running(), "the worker has ended:\n{}", running.stderr());
-            running
-                .stderr()
-                .lines()
-                .filter(|line| line.contains("INFO consuming"))
-                .count()
-                >= pools
+            running.stderr().lines().filter(consuming).count() >= pools
         });
         Self { running, address }
     }

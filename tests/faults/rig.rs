@@ -288,6 +288,7 @@ impl<T: Transport> Rig<T> {
             ledgers: Ledgers::default(),
             spool,
             watch: self.watch,
+            tracer: None,
         };
         let budget = Budget {
             restarts: 3,

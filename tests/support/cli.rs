@@ -97,9 +97,14 @@ impl Cli {
         }
     }
 
-    /// Prepares a script of `tests/fixtures/producers`, run by the Python that has pika.
+    /// Prepares a script of `tests/fixtures/producers`, or one anywhere by its full path, run by the Python that has pika.
     pub fn pika<A: AsRef<OsStr>>(script: &str, args: impl IntoIterator<Item = A>) -> Self {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/producers");
+        Self::python(Path::new("producers").join(script), args)
+    }
+
+    /// Prepares a script of `tests/fixtures`, run by the Python that has what `tests/run` installs.
+    pub fn python<A: AsRef<OsStr>>(script: impl AsRef<Path>, args: impl IntoIterator<Item = A>) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
         let script = folder.join(script).into_os_string();
         let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
         Self::program(python(), std::iter::once(script).chain(args))
@@ -252,6 +257,11 @@ impl Running {
     /// How many lines it has printed on stderr so far.
     pub fn lines(&self) -> usize {
         self.stderr.text().lines().count()
+    }
+
+    /// What it has printed on stdout so far.
+    pub fn stdout(&self) -> String {
+        self.stdout.text()
     }
 
     /// What it has printed on stderr so far.

@@ -7,7 +7,7 @@ use super::super::herald::Herald;
 use super::super::outgoing::{Address, Ids};
 use super::super::{BatchId, halt::Halt};
 use super::Declare;
-use crate::message::WorkerInfo;
+use crate::message::{TraceContext, WorkerInfo};
 use crate::transport::topology::{Names, Topology};
 use crate::transport::{BoxFuture, Subscribe, Transport, TransportError};
 
@@ -92,6 +92,11 @@ impl<T: Transport> Plan<T> {
     /// Gives jobs a priority.
     pub fn prioritize(&mut self, priority: Option<u8>) {
         self.address.priority = priority;
+    }
+
+    /// Makes jobs a part of what they are to be done for, if that is part of a trace.
+    pub fn trace(&mut self, cause: Option<TraceContext>) {
+        self.address.cause = cause;
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::super::admit::Ticket;
 use super::super::hold::Claim;
 use super::super::slots::Slot;
+use super::super::trail::Phase;
 use super::Pipeline;
 use crate::supervise::Shutdown;
 use crate::transport::Transport;
@@ -33,6 +34,7 @@ impl<T: Transport> Pipeline<T> {
     /// # Errors
     /// When it is not to be, as the worker drains, its pool is held, or it was to run alone and could not.
     pub(super) async fn turn(&self, ticket: &Ticket, program: &OsStr, stop: &Shutdown) -> Result<Turn, PutOff> {
+        let _waiting = ticket.trace.phase(Phase::Wait);
         let is_suspect = ticket.attempt.redeliveries >= ALONE_FROM;
         if is_suspect && let Some(patience) = self.holds.patience(ticket.attempt.put_offs) {
             return self.turn_alone(patience, program, stop).await;
