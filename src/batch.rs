@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::message::{JobId, JobResult, Status};
+use crate::message::{FailureKind, JobId, JobResult, Status};
 use crate::transport::BoxFuture;
 
 pub use engine::plan::{AttachError, Cancel, MAX_IN_FLIGHT};
@@ -60,6 +60,8 @@ pub struct Item {
 pub struct BadItem {
     /// The id that it brings all the same, if it can be read.
     pub id: Option<JobId>,
+    /// What sort of fault it is.
+    pub kind: FailureKind,
     /// The field at fault, where there is one.
     pub field: Option<String>,
     /// What is wrong with it and what is allowed.

@@ -34,7 +34,7 @@ pub use numbers::{NumberRange, RangeError};
 pub use template::TemplateError;
 
 use super::{BadItem, Item, Source};
-use crate::message::{Job, JobError, peek_id};
+use crate::message::{FailureKind, Job, JobError, peek_id};
 use columns::{Columns, not_utf8};
 use lines::{Line, Lines};
 use template::{Shape, Template};
@@ -236,6 +236,7 @@ impl Common {
         }
         Err(BadItem {
             id: None,
+            kind: FailureKind::TooLarge,
             field: Some("body".to_owned()),
             message: format!("body: expected at most {} bytes, got more", self.max_bytes),
         })
@@ -269,6 +270,7 @@ impl Common {
 fn bad(message: String) -> BadItem {
     BadItem {
         id: None,
+        kind: FailureKind::InvalidJob,
         field: None,
         message,
     }
@@ -278,6 +280,7 @@ fn bad_job(error: JobError) -> BadItem {
     let message = error.to_string();
     BadItem {
         id: None,
+        kind: FailureKind::InvalidJob,
         field: Some(error.field).filter(|field| !field.is_empty()),
         message,
     }

@@ -4,8 +4,7 @@ use bytes::Bytes;
 
 use super::{BadItem, BatchId, Item, Submission};
 use crate::message::{
-    Encoding, Envelope, Failure, FailureKind, JobId, JobResult, Output, Properties, Status, TraceContext, WorkerInfo,
-    header,
+    Encoding, Envelope, Failure, JobId, JobResult, Output, Properties, Status, TraceContext, WorkerInfo, header,
 };
 use crate::transport::topology::Names;
 use crate::transport::{Publication, Routing};
@@ -94,7 +93,7 @@ impl Address {
             usage: None,
             worker: here.clone(),
             error: Some(Failure {
-                kind: FailureKind::InvalidJob,
+                kind: error.kind,
                 message: error.message.clone(),
             }),
             labels: Default::default(),
@@ -137,6 +136,7 @@ fn id_of_origin(origin: &str) -> JobId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::FailureKind;
 
     fn address(ids: Ids) -> Address {
         let batch = "b".parse().unwrap();
@@ -192,6 +192,7 @@ mod tests {
     fn what_is_no_job_has_a_final_result_that_names_the_field() {
         let error = BadItem {
             id: None,
+            kind: FailureKind::InvalidJob,
             field: Some("timeout".to_owned()),
             message: "timeout: expected a duration".to_owned(),
         };

@@ -120,6 +120,12 @@ fn a_job_that_kills_every_worker_takes_no_neighbour_along() {
         // One whose ack went with its worker has a second result, of a higher attempt.
         results.extend(bench.try_reply().map(|reply| (key(&reply.json()).0, reply.json())));
     }
+    // Second runs end, too: what waits for its slot at the stop would go back.
+    bench.waits_for("jobs.default", 0);
+    wait_until(PATIENCE, "no job is in hand", || {
+        let state = bench.synthex(&["workers", "--json"]).run().expect_code(0).json_lines();
+        state.iter().all(|worker| worker["pools"][0]["in_hand"] == 0)
+    });
     running.signal(Signal::TERM);
     running.wait().expect_code(0);
 

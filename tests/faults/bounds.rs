@@ -20,7 +20,7 @@ const PREFETCH: usize = 32;
 /// What each job writes, nearly as much as is kept of it: the results in hand are some megabytes.
 const OUTPUT: usize = 60_000;
 /// How much an allocator comes and goes. A buffer without a bound would take more in a moment.
-const FLAT: u64 = 2 << 20;
+const FLAT: u64 = 6 << 20;
 /// How long all is stuck: the fault, and no way to wait for anything.
 const STUCK: Duration = Duration::from_secs(4);
 

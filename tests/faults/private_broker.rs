@@ -143,6 +143,7 @@ async fn a_job_longer_than_the_broker_s_consumer_timeout_runs_once() {
     let taken_away = log.lines().filter(|line| line.contains("timed out")).count();
     assert!(taken_away >= 3, "the broker took it away, and the log says so: {log}");
     assert!(log.contains("is known here and not run again"), "{log}");
+    wait_for_no_message(&rig).await;
     stop(&rig, worker).await;
     let usual = "application:set_env(rabbit, consumer_timeout, 1800000), \
                  application:set_env(rabbit, channel_tick_interval, 60000).";
@@ -362,6 +363,19 @@ pub fn is_not_consuming(line: &str) -> bool {
 fn wait_for_lines(worker: &Running, count: usize, words: &str) {
     let printed = || worker.stderr().lines().filter(|line| line.contains(words)).count() >= count;
     wait_until(PATIENCE, &format!("{count} lines with {words:?}"), printed);
+}
+
+/// Waits until the pool's queue holds nothing, nor does a consumer: an ack that came too late has the job come once more.
+async fn wait_for_no_message(rig: &Rig<Amqp>) {
+    let deadline = Instant::now() + PATIENCE;
+    let empty = format!("{}\t0", rig.names.pool_queue(POOL));
+    loop {
+        let listed = rig.vhost().ctl(&["list_queues", "name", "messages"]).await;
+        if listed.lines().any(|line| line == empty) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{listed}");
+    }
 }
 
 async fn wait_for_alarm(broker: &Broker, wanted: bool) {

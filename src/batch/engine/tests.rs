@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::*;
 use crate::batch::{BatchId, attach};
-use crate::message::{Envelope, Properties, WorkerInfo};
+use crate::message::{Envelope, FailureKind, Properties, WorkerInfo};
 use crate::transport::memory::Memory;
 use crate::transport::topology::{Names, Topology};
 use crate::transport::{Publication, Routing, Subscribe, Subscription};
@@ -42,6 +42,7 @@ fn item(seq: u64) -> Item {
 fn bad(seq: u64) -> Item {
     let job = Err(BadItem {
         id: None,
+        kind: FailureKind::InvalidJob,
         field: None,
         message: "no job".to_owned(),
     });

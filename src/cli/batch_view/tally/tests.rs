@@ -2,6 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::batch::BadItem;
+use crate::message::FailureKind;
 
 fn finished(status: Status, seconds: u64, title: &str) -> Progress {
     Progress::Finished {
@@ -17,6 +18,7 @@ fn bad(origin: &str) -> Progress {
         origin: origin.to_owned(),
         error: BadItem {
             id: None,
+            kind: FailureKind::InvalidJob,
             field: Some("timeout".to_owned()),
             message: "timeout: no".to_owned(),
         },
