@@ -16,7 +16,7 @@
 //!   that come meanwhile are written together by the next call, with one sync.
 //!
 //! It loses nothing and stops nothing: what cannot be written stays in memory, where it was, and that is said once and
-//! counted; after a failure the disk is left alone for a while ([`circuits`](super::circuits)). A disk that hangs instead of
+//! counted; after a failure the disk is left alone for a while ([`circuits`]). A disk that hangs instead of
 //! failing does hold up the jobs whose results are being written, at most prefetch of them. It does not shrink a file before
 //! all in it is confirmed.
 
