@@ -52,3 +52,9 @@ pub use result::{Encoding, Failure, FailureKind, JobResult, Output, OutputError,
 pub use timestamp::now;
 pub use trace::{SpanId, TraceContext, TraceId};
 pub use units::{ByteSize, ParseError, SignalName, Span};
+
+/// Writes a message as JSON.
+fn encode(message: &impl serde::Serialize) -> bytes::Bytes {
+    let body = serde_json::to_vec(message);
+    body.expect("keys are strings, and no field can fail").into()
+}

@@ -82,7 +82,7 @@ impl<'a> Operator<'a> {
             Err(PublishError::Unroutable { .. }) => Ok(false),
             published => published.map(|()| true),
         };
-        self.patience()?.persist(publish).await
+        self.persist(publish).await
     }
 
     /// Gives an order; it is in force when this returns.
@@ -101,8 +101,7 @@ impl<'a> Operator<'a> {
     /// The queue of a pool. An order about a pool that nobody has declared is a slip.
     pub(super) async fn check_pool(&self, pool: &str) -> Result<QueueDepth, Failure> {
         let queue = self.names.pool_queue(pool);
-        let look = async || self.broker.queue_depth(&queue).await;
-        if let Some(found) = self.patience()?.persist(look).await? {
+        if let Some(found) = self.queue_depth(&queue).await? {
             return Ok(found);
         }
         let hint = nearest_pool(&self.broker, &self.names, pool).await;
@@ -123,7 +122,7 @@ impl<'a> Operator<'a> {
     /// A place for answers.
     pub(super) async fn inbox(&self) -> Result<Inbox, Failure> {
         let open = async || self.broker.inbox().await;
-        let (name, subscription) = self.patience()?.persist(open).await?;
+        let (name, subscription) = self.persist(open).await?;
         Ok(Inbox { name, subscription })
     }
 
@@ -131,7 +130,7 @@ impl<'a> Operator<'a> {
     pub(super) async fn overhear(&self, job: &JobId) -> Result<Inbox, Failure> {
         let topics = events::output_topics(&self.names, job);
         let open = async || self.broker.overhear(&topics, events::OVERHEARD_MAX).await;
-        let (name, subscription) = self.patience()?.persist(open).await?;
+        let (name, subscription) = self.persist(open).await?;
         Ok(Inbox { name, subscription })
     }
 

@@ -16,8 +16,8 @@ const HEADING: [&str; 9] = [
 /// List the pools that workers serve, with what waits and what runs.
 ///
 /// READY are jobs that wait in the pool's queue, UNACKED those that workers have in hand. ENDED and FAILED are attempts
-/// since the workers started; RATE is told by `synthex top`, which looks twice. The broker does not tell which queues there are, so a pool that no worker serves is shown
-/// only when it is named.
+/// since the workers started; RATE is told by `synthex top`, which looks twice. The broker does not tell which queues there
+/// are, so a pool that no worker serves is shown only when it is named.
 #[derive(Args)]
 pub(super) struct PoolsArgs {
     /// Only these pools

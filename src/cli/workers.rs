@@ -36,8 +36,7 @@ async fn list(operator: &Operator<'_>, args: &WorkersArgs) -> Result<Exit, Failu
     let workers = operator.workers(&mut inbox, args.wait.get()).await?;
     if args.json {
         for worker in &workers {
-            let line = serde_json::to_string(worker);
-            out(&line.expect("keys are strings, and no field can fail")).await?;
+            out(&print::json(worker)).await?;
         }
         return Ok(Exit::Done);
     }

@@ -92,8 +92,7 @@ pub(super) enum AnyOfBatches {
 impl BatchRecord {
     /// Writes the record as JSON.
     pub fn encode(&self) -> Bytes {
-        let body = serde_json::to_vec(self);
-        body.expect("keys are strings, and no field can fail").into()
+        super::encode(self)
     }
 
     /// Reads a record; fields that this version doesn't know are ignored.

@@ -18,7 +18,7 @@ use super::event::{Chunk, RunId};
 use super::id::JobId;
 use super::inventory::Inventory;
 use super::job::Job;
-use super::{schema, timestamp};
+use super::{encode, schema, timestamp};
 
 /// What is ordered, for good: in force for 7 days, on all workers of the namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -320,11 +320,6 @@ impl Reply {
     pub fn decode(body: &[u8]) -> Result<Self, ControlError> {
         decode(body)
     }
-}
-
-fn encode(message: &impl Serialize) -> Bytes {
-    let body = serde_json::to_vec(message);
-    body.expect("keys are strings, and no field can fail").into()
 }
 
 fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ControlError> {

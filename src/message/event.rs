@@ -335,8 +335,7 @@ impl Event {
 
     /// Writes the event as JSON.
     pub fn encode(&self) -> Bytes {
-        let body = serde_json::to_vec(self);
-        body.expect("keys are strings, and no field can fail").into()
+        super::encode(self)
     }
 
     /// Reads an event; fields that this version doesn't know are ignored.

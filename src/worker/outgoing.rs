@@ -406,6 +406,11 @@ mod tests {
     }
 
     fn result_properties(ticket: &Ticket) -> Properties {
+        result(&names(), ticket, &ended(ticket)).envelope.properties
+    }
+
+    /// The result of a job that has expired.
+    fn ended(ticket: &Ticket) -> JobResult {
         let refusal = crate::worker::admit::Refusal {
             kind: crate::message::FailureKind::Expired,
             field: None,
@@ -418,8 +423,7 @@ mod tests {
             version: String::new(),
         };
         let status = crate::message::Status::Expired;
-        let ended = crate::worker::settle::refuse(ticket, status, refusal, Timestamp::UNIX_EPOCH, worker).result;
-        result(&names(), ticket, &ended).envelope.properties
+        crate::worker::settle::refuse(ticket, status, refusal, Timestamp::UNIX_EPOCH, worker).result
     }
 
     #[test]
@@ -435,20 +439,7 @@ mod tests {
 
     #[test]
     fn direct_replies_are_not_mandatory_because_the_broker_returns_them() {
-        let refusal = super::super::admit::Refusal {
-            kind: crate::message::FailureKind::Expired,
-            field: None,
-            message: String::new(),
-        };
-        let worker = crate::message::WorkerInfo {
-            id: String::new(),
-            host: String::new(),
-            pool: "p".to_owned(),
-            version: String::new(),
-        };
-        let status = crate::message::Status::Expired;
-        let ended = super::super::settle::refuse(&ticket(None), status, refusal, Timestamp::UNIX_EPOCH, worker).result;
-        let all = result(&names(), &ticket(None), &ended);
+        let all = result(&names(), &ticket(None), &ended(&ticket(None)));
         let routing = |reply_to| reply(&ticket(Some(reply_to)), &all).map(|reply| (reply.exchange, reply.routing));
         assert_eq!(routing("mine"), Some((String::new(), Routing::Mandatory)));
         assert_eq!(

@@ -46,8 +46,7 @@ pub struct Pass<'a, T: Transport> {
 }
 
 impl<'a, T: Transport> Pass<'a, T> {
-    /// Begins a pass over a queue that has to be there.
-    /// Begins with what is ready now.
+    /// Begins a pass over what is ready now in a queue that has to be there.
     ///
     /// # Errors
     /// When there is no such queue, or the broker cannot be used.
