@@ -241,6 +241,27 @@ async fn every_item_has_its_result_and_bad_ones_have_theirs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_result_that_comes_again_is_told_once() {
+    let bench = Bench::new().await;
+    let twice = async {
+        let mut jobs = bench.jobs(10).await;
+        while let Some(job) = jobs.next().await {
+            for _ in 0..2 {
+                bench.answer(submission(&job), SUCCEEDED).await;
+            }
+            job.ack().await.unwrap();
+        }
+        unreachable!("the queue stays")
+    };
+    let end = tokio::select! {
+        end = bench.run(bench.plan(), items([item(1), item(2), item(3)]), Default::default(), Shutdown::new()) => end,
+        never = twice => never,
+    };
+    assert!(end.error.is_none(), "{end:?}");
+    assert_eq!(bench.seen.ends(), [1, 2, 3].map(|seq| (seq, SUCCEEDED)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_more_than_allowed_are_in_flight() {
     let bench = Bench::new().await;
     let mut plan = bench.plan();
