@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench                                          all parts, about 4 minutes
-//! cargo bench -- rate memory                           some of: rate, rabbitmq, timers, memory
+//! cargo bench -- rate memory                           some of: rate, rabbitmq, timers, memory, scrape
 //! cargo bench --bench spawn -- rate --rounds 9         more rounds, for a machine that has other work
 //! cargo bench --bench spawn -- rate --against BINARY   another synthex beside this one, in the same rounds
 //! ```
@@ -23,8 +23,9 @@
 //!   priority saw it. Both count from the moment that the executor says the command was started.
 //! - **memory**: what a worker has resident with 1,000 jobs, and by how much a job that writes 10 GiB raises that. RSS
 //!   counts pages that processes share in each of them, PSS divides them.
+//! - **scrape**: how long Prometheus would wait for the metrics of a worker of 50 pools, on a node as above.
 //!
-//! Nothing fails here for being slow. It needs Linux, `cc`, and for `rabbitmq` what `tests/run` installs.
+//! Nothing fails here for being slow. It needs Linux, `cc`, and for `rabbitmq` and `scrape` what `tests/run` installs.
 
 #![allow(
     clippy::disallowed_methods, // the product's bans: thread::sleep, spawning
@@ -57,7 +58,7 @@ use std::time::Instant;
 use rate::Subject;
 
 /// What can be measured, in this order.
-const PARTS: [&str; 4] = ["rate", "rabbitmq", "timers", "memory"];
+const PARTS: [&str; 5] = ["rate", "rabbitmq", "timers", "memory", "scrape"];
 
 /// Enough for a median that one disturbed round does not move.
 const ROUNDS: usize = 5;
@@ -131,7 +132,8 @@ fn measure(options: &Options) {
     host();
     let folder = tempfile::tempdir().expect("the folder for temporary files can be written");
     let programs = [yardsticks::bin_true(), yardsticks::libc_free(folder.path())];
-    let node = options.wants("rabbitmq").then(rabbitmq::Node::start);
+    let needs_node = options.wants("rabbitmq") || options.wants("scrape");
+    let node = needs_node.then(rabbitmq::Node::start);
     for program in &programs {
         let mut subjects: Vec<Subject> = Vec::new();
         if options.wants("rate") || options.wants("rabbitmq") {
@@ -141,14 +143,16 @@ fn measure(options: &Options) {
             subjects.extend(executor::subjects(program));
             subjects.extend(service::subjects(program, &options.binaries()));
         }
-        if let Some(node) = &node {
+        if let Some(node) = node.as_ref().filter(|_| options.wants("rabbitmq")) {
             subjects.extend(node.subjects(program, &options.binaries()));
         }
         if !subjects.is_empty() {
             rate::table(program, &subjects, options.rounds);
         }
     }
-    drop(node);
+    if let Some(node) = node.filter(|_| options.wants("scrape")) {
+        node.scrapes(&options.binaries());
+    }
     if options.wants("timers") {
         timers::table();
     }

@@ -21,7 +21,7 @@ use synthex::transport::{Publication, Routing, Transport};
 use crate::processes::Cpu;
 use crate::rate::{Sample, Subject};
 use crate::service::PREFETCH;
-use crate::statistics::number;
+use crate::statistics::{number, percentile};
 use crate::support::broker::Broker;
 use crate::yardsticks::Program;
 
@@ -36,6 +36,12 @@ const PUBLISHERS: usize = 256;
 
 /// How often a worker is asked how far it is. Each time takes it, and whoever looks for its helpers, a few milliseconds.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// Pools of the worker whose metrics are read.
+const POOLS: usize = 50;
+
+/// How often they are read.
+const SCRAPES: usize = 200;
 
 /// How long it may take for all.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -58,13 +64,55 @@ impl Node {
                     is_yardstick: false,
                     run: Box::new(move || {
                         let url = broker.amqp_url();
-                        block_on(publish(&url, &program));
-                        Worker::start(&binary, &url, slots).measure(program.jobs)
+                        let body = json!({"command": [program.path]}).to_string();
+                        block_on(publish(&url, &[POOL.to_owned()], &body, program.jobs));
+                        let slots = ["--slots".to_owned(), slots.to_string()];
+                        let room = ["--prefetch".to_owned(), PREFETCH.to_string()];
+                        Worker::start(&binary, &url, slots.into_iter().chain(room)).measure(program.jobs)
                     }),
                 }
             }));
         }
         subjects
+    }
+
+    /// What it takes to read the metrics of a worker of many pools, each of which has finished a job.
+    pub fn scrapes(&self, binaries: &[(&'static str, PathBuf)]) {
+        let folder = tempfile::tempdir().expect("the folder for temporary files can be written");
+        let pools: Vec<String> = (0..POOLS).map(|number| format!("pool-{number}")).collect();
+        let files = pools.iter().map(|pool| {
+            let path = folder.path().join(format!("{pool}.toml"));
+            std::fs::write(&path, format!("pool = \"{pool}\"\nslots = 1\n")).expect("the folder is ours");
+            path.into_os_string()
+                .into_string()
+                .expect("the folder has a plain name")
+        });
+        let files: Vec<String> = files.collect();
+        println!("\nms a scrape of a worker of {POOLS} pools, the way to it and back included");
+        println!("{:<46} {:>7} {:>9} {:>9} {:>9}", "", "bytes", "p50", "p99", "most");
+        for (name, binary) in binaries {
+            let url = self.0.amqp_url();
+            let worker = Worker::start(binary, &url, files.clone());
+            block_on(publish(&url, &pools, &json!({"command": ["true"]}).to_string(), POOLS));
+            let start = Instant::now();
+            while worker.metrics().matches("status=\"succeeded\"} 1\n").count() < POOLS {
+                assert!(start.elapsed() < PATIENCE, "not all pools finished a job");
+                sleep(LOOK);
+            }
+            let mut bytes = 0;
+            let scrape = |_| {
+                let start = Instant::now();
+                bytes = worker.metrics().len();
+                start.elapsed().as_secs_f64() * 1e3
+            };
+            let times: Vec<f64> = (0..SCRAPES).map(scrape).collect();
+            println!(
+                "{name:<46} {bytes:>7} {:>9.2} {:>9.2} {:>9.2}",
+                percentile(&times, 0.5),
+                percentile(&times, 0.99),
+                percentile(&times, 1.0),
+            );
+        }
     }
 }
 
@@ -73,17 +121,22 @@ fn block_on<F: Future>(future: F) -> F::Output {
     runtime.expect("a runtime of this thread").block_on(future)
 }
 
-/// Puts a program's jobs into the pool's queue.
-async fn publish(url: &str, program: &Program) {
+/// Puts so many jobs into the queues of pools, by turns.
+async fn publish(url: &str, pools: &[String], body: &str, count: usize) {
     let names = Names::new("synthex");
     let addresses = Addresses::parse(url).expect("the node's own address");
     let broker = Amqp::new(AmqpConfig::new(addresses));
-    let declared = broker.declare(&Topology::new(&names, [POOL]), Declare::Active).await;
+    let declared = broker
+        .declare(
+            &Topology::new(&names, pools.iter().map(String::as_str)),
+            Declare::Active,
+        )
+        .await;
     declared.expect("the node is well");
-    let body = Bytes::from(json!({"command": [program.path]}).to_string());
+    let body = Bytes::from(body.to_owned());
     let job = |number: usize| Publication {
         exchange: names.jobs(),
-        routing_key: POOL.into(),
+        routing_key: pools[number % pools.len()].clone(),
         routing: Routing::Mandatory,
         envelope: Envelope {
             body: body.clone(),
@@ -98,7 +151,7 @@ async fn publish(url: &str, program: &Program) {
         let published = broker.publish(&job(number)).await;
         published.expect("the node is well");
     };
-    futures_util::stream::iter(0..program.jobs)
+    futures_util::stream::iter(0..count)
         .map(publish)
         .buffer_unordered(PUBLISHERS)
         .collect::<()>()
@@ -120,11 +173,11 @@ struct Look {
 }
 
 impl Worker {
-    fn start(binary: &Path, url: &str, slots: usize) -> Self {
+    fn start(binary: &Path, url: &str, args: impl IntoIterator<Item = String>) -> Self {
         let mut command = Command::new(binary);
         command
             .args(["worker", "--metrics-addr", "127.0.0.1:0"])
-            .args(["--slots", &slots.to_string(), "--prefetch", &PREFETCH.to_string()])
+            .args(args)
             .env("SYNTHEX_AMQP_URL", url)
             .env("SYNTHEX_OUTBOX", "none")
             .current_dir("/") // where there is no pool file
