@@ -46,12 +46,29 @@ pub use table::Table;
 pub struct Item {
     /// Its place in the input, from 1. Bad ones have one, too.
     pub seq: u64,
-    /// Where it comes from, for messages: `jobs.jsonl:3`.
-    pub origin: String,
-    /// What tells it from the others, for people: the command of a template, else the origin.
-    pub title: String,
+    /// What people call it.
+    pub name: Name,
     /// The job as JSON, or why it is none.
     pub job: Result<Bytes, BadItem>,
+}
+
+/// What people call an item. All of it is empty where nobody knows any more: the input is gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Name {
+    /// Where it comes from, for messages: `jobs.jsonl:3`.
+    pub origin: String,
+    /// What tells it from the others: the command of a template, else the origin.
+    pub title: String,
+    /// What the template was filled with, if there is one: fields with spaces between.
+    pub fields: Option<String>,
+}
+
+impl Name {
+    /// What its lines are marked with: what differs from item to item.
+    #[must_use]
+    pub fn tag(&self) -> &str {
+        self.fields.as_deref().unwrap_or(&self.title)
+    }
 }
 
 /// Why an item is not a job.
@@ -87,10 +104,8 @@ pub struct Finished<'a> {
     pub seq: u64,
     /// Which submission of it this is, from 1; more than 1 once it was submitted again because it had failed.
     pub submission: u8,
-    /// Where it came from; empty where nobody knows any more (the input is gone).
-    pub origin: &'a str,
-    /// What tells it from the others; empty as above.
-    pub title: &'a str,
+    /// What people call it.
+    pub name: &'a Name,
     /// How the attempt ended; the item is finished only if the result is final.
     pub result: &'a JobResult,
     /// The result as it came, one line without its end.

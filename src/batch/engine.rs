@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::halt::{Haste, Policy};
 use super::inbox::{Inbound, Inbox};
 use super::journal::{Checkpoint, Journal};
-use super::{BadItem, Finished, Item, Progress, Sink, Source, Submission, Table, Watcher};
+use super::{BadItem, Finished, Item, Name, Progress, Sink, Source, Submission, Table, Watcher};
 use crate::message::{JobResult, Status};
 use crate::supervise::Shutdown;
 use crate::transport::topology::Declare;
@@ -58,7 +58,7 @@ pub struct Engine<'a, T: Transport, S> {
     backlog_until: Instant,
     windows: Windows<T>,
     /// Items that were read and have no final result.
-    open: BTreeMap<u64, Open>,
+    open: BTreeMap<u64, Name>,
     /// Submissions of earlier runs that are awaited, of items that were not read yet.
     unread: u64,
     read: u64,
@@ -77,12 +77,6 @@ pub struct Engine<'a, T: Transport, S> {
     stalled: Option<String>,
     pool_is_gone: bool,
     end: End,
-}
-
-/// What is known of an item only while it is open.
-struct Open {
-    origin: String,
-    title: String,
 }
 
 /// How far the source was read.
@@ -259,7 +253,7 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
         let seq = item.seq;
         if self.table.awaited(seq).is_some() {
             self.unread = self.unread.saturating_sub(1);
-            self.open(&item);
+            self.open(item.seq, item.name);
             return Ok(());
         }
         let number = match self.table.finished(seq) {
@@ -267,7 +261,7 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
             Some((before, status)) if self.plan.retry_failed && status != Status::Succeeded => before
                 .number
                 .checked_add(1)
-                .ok_or_else(|| BatchError::TooOften(item.origin.clone()))?,
+                .ok_or_else(|| BatchError::TooOften(item.name.origin.clone()))?,
             Some(_) => {
                 self.skip(seq);
                 return Ok(());
@@ -276,19 +270,18 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
         let submission = Submission { seq, number };
         match &item.job {
             Ok(body) => {
-                self.open(&item);
-                let job = self.plan.address.job(submission, &item.origin, body.clone());
+                let job = self.plan.address.job(submission, &item.name.origin, body.clone());
                 self.windows.add(submission, job);
+                self.open(item.seq, item.name);
                 Ok(())
             }
             Err(error) => self.refuse(submission, &item, error),
         }
     }
 
-    fn open(&mut self, item: &Item) {
+    fn open(&mut self, seq: u64, name: Name) {
         if self.inbox.is_some() {
-            let (origin, title) = (item.origin.clone(), item.title.clone());
-            self.open.insert(item.seq, Open { origin, title });
+            self.open.insert(seq, name);
         }
     }
 
@@ -312,24 +305,18 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
     /// Deals with an item that is no job.
     fn refuse(&mut self, submission: Submission, item: &Item, error: &BadItem) -> Result<(), BatchError> {
         self.watcher.on(&Progress::Bad {
-            origin: item.origin.clone(),
+            origin: item.name.origin.clone(),
             error: error.clone(),
         });
         if self.plan.on_bad == OnBad::Stop {
-            self.end.bad = Some((item.origin.clone(), error.clone()));
+            self.end.bad = Some((item.name.origin.clone(), error.clone()));
             self.skip(item.seq);
             self.read_no_more();
             return Ok(());
         }
         let result = self.plan.address.rejected(item, error, &self.plan.here);
         let json = result.encode();
-        self.open.insert(
-            item.seq,
-            Open {
-                origin: item.origin.clone(),
-                title: item.title.clone(),
-            },
-        );
+        self.open.insert(item.seq, item.name.clone());
         self.finish(submission, &result, &json)
     }
 
@@ -365,7 +352,12 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
         match inbound {
             Inbound::Delivery(delivery) => {
                 self.take(*delivery)?;
-                if self.unacked.len() >= FLUSH_COUNT || self.unflushed >= FLUSH_BYTES {
+                while !self.is_full()
+                    && let Some(delivery) = self.inbox.as_mut().and_then(Inbox::now)
+                {
+                    self.take(delivery)?;
+                }
+                if self.is_full() {
                     self.flush().await?;
                 }
             }
@@ -412,12 +404,11 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
         if result.is_final && !self.table.finish(submission, result.status) {
             return Ok(());
         }
-        let open = self.open.get(&seq);
+        let unknown = Name::default();
         let finished = Finished {
             seq,
             submission: submission.number,
-            origin: open.map_or("", |open| &open.origin),
-            title: open.map_or("", |open| &open.title),
+            name: self.open.get(&seq).unwrap_or(&unknown),
             result,
             json,
         };
@@ -429,7 +420,7 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
             status: result.status,
             is_final: result.is_final,
             duration: Duration::from_millis(result.duration_ms),
-            title: finished.title.to_owned(),
+            title: finished.name.title.clone(),
         });
         if result.is_final {
             let was_open = self.open.remove(&seq).is_some();
@@ -495,6 +486,11 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
         Ok(())
     }
 
+    /// Whether no more results are to be kept in memory.
+    fn is_full(&self) -> bool {
+        self.unacked.len() >= FLUSH_COUNT || self.unflushed >= FLUSH_BYTES
+    }
+
     async fn flush(&mut self) -> Result<(), BatchError> {
         for sink in &mut self.sinks {
             sink.flush().await.map_err(BatchError::Sink)?;
@@ -519,7 +515,7 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
             } else {
                 self.table.awaiting()
             },
-            unfinished: self.open.into_values().map(|open| open.origin).collect(),
+            unfinished: self.open.into_values().map(|name| name.origin).collect(),
             cut_short: self.end.cut_short || self.reading == Reading::Open,
             ..self.end
         }

@@ -33,7 +33,7 @@ pub use lists::{Lists, ListsError};
 pub use numbers::{NumberRange, RangeError};
 pub use template::TemplateError;
 
-use super::{BadItem, Item, Source};
+use super::{BadItem, Item, Name, Source};
 use crate::message::{FailureKind, Job, JobError, peek_id};
 use columns::{Columns, not_utf8};
 use lines::{Line, Lines};
@@ -177,14 +177,20 @@ impl Source for Input {
         let item = match &mut self.items {
             Kind::Jobs(lines) => next_job(lines, &self.common).await?.map(|(origin, job)| Item {
                 seq,
-                title: origin.clone(),
-                origin,
+                name: Name {
+                    title: origin.clone(),
+                    origin,
+                    fields: None,
+                },
                 job,
             }),
             Kind::One(command) => command.take().map(|command| Item {
                 seq,
-                origin: "command line".to_owned(),
-                title: quote::quote(&command),
+                name: Name {
+                    origin: "command line".to_owned(),
+                    title: quote::quote(&command),
+                    fields: None,
+                },
                 job: self.common.job_of(command),
             }),
             Kind::Each(template, records) => records
@@ -250,20 +256,13 @@ impl Common {
     }
 
     fn item(&self, seq: u64, template: &Template, Record { origin, fields }: Record) -> Item {
-        match fields.map(|fields| template.fill(&fields, seq)) {
-            Ok(command) => Item {
-                seq,
-                title: quote::quote(&command),
-                origin,
-                job: self.job_of(command),
-            },
-            Err(error) => Item {
-                seq,
-                title: origin.clone(),
-                origin,
-                job: Err(error),
-            },
-        }
+        let filled = fields.map(|fields| (template.fill(&fields, seq), fields.join(" ")));
+        let (title, fields, job) = match filled {
+            Ok((command, fields)) => (quote::quote(&command), Some(fields), self.job_of(command)),
+            Err(error) => (origin.clone(), None, Err(error)),
+        };
+        let name = Name { origin, title, fields };
+        Item { seq, name, job }
     }
 }
 

@@ -75,7 +75,7 @@ impl Address {
     /// The result of an item that is no job, which no worker ever sees.
     pub(super) fn rejected(&self, item: &Item, error: &BadItem, here: &WorkerInfo) -> JobResult {
         JobResult {
-            job_id: error.id.clone().unwrap_or_else(|| self.id(item.seq, &item.origin)),
+            job_id: error.id.clone().unwrap_or_else(|| self.id(item.seq, &item.name.origin)),
             attempt: 1,
             status: Status::Rejected,
             is_final: true,
@@ -136,6 +136,7 @@ fn id_of_origin(origin: &str) -> JobId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::Name;
     use crate::message::FailureKind;
 
     fn address(ids: Ids) -> Address {
@@ -198,8 +199,10 @@ mod tests {
         };
         let item = Item {
             seq: 3,
-            origin: "a:4".to_owned(),
-            title: String::new(),
+            name: Name {
+                origin: "a:4".to_owned(),
+                ..Name::default()
+            },
             job: Err(error.clone()),
         };
         let here = WorkerInfo {

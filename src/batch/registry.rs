@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::{BatchId, Finished, Herald, Sink, Submission, Table};
+use super::{BatchId, Finished, Herald, Name, Sink, Submission, Table};
 use crate::control::dead::{DeadError, Pass};
 use crate::message::{BatchEvent, BatchRecord, JobResult, Status};
 use crate::transport::topology::{Declare, Names};
@@ -306,8 +306,7 @@ async fn take(
             sink.take(&Finished {
                 seq: submission.seq,
                 submission: submission.number,
-                origin: "",
-                title: "",
+                name: &Name::default(),
                 result: &result,
                 json: &delivery.envelope.body,
             })?;

@@ -99,7 +99,7 @@ impl Sink for ResultsFile {
 pub fn write_line(lines: &mut Vec<u8>, finished: &Finished<'_>) {
     let item = ItemOfLine {
         seq: finished.seq,
-        origin: finished.origin.to_owned(),
+        origin: finished.name.origin.clone(),
         submission: finished.submission,
     };
     let json = finished.json.trim_ascii_end();
@@ -159,6 +159,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::batch::Name;
     use crate::message::JobResult;
 
     fn result(status: &str, is_final: bool) -> JobResult {
@@ -176,8 +177,10 @@ mod tests {
         let finished = Finished {
             seq,
             submission,
-            origin: "jobs.jsonl:9",
-            title: "",
+            name: &Name {
+                origin: "jobs.jsonl:9".to_owned(),
+                ..Name::default()
+            },
             result,
             json: &result.encode(),
         };
@@ -245,8 +248,7 @@ mod tests {
         let finished = Finished {
             seq: 1,
             submission: 1,
-            origin: "",
-            title: "",
+            name: &Name::default(),
             result: &result,
             json: &pretty,
         };

@@ -38,11 +38,11 @@ pub(super) struct ViewArgs {
     /// Print one result object a line and nothing else
     #[arg(long)]
     pub(super) json: bool,
-    /// Begin each line of output with the command and a tab
+    /// Begin each line of output with the item and a tab
     #[arg(long, conflicts_with = "json")]
     tag: bool,
     /// Show results in the order of the input, not of their ends; a slow job holds back those after it
-    #[arg(long)]
+    #[arg(short, long)]
     pub(super) keep_order: bool,
     /// Show on stderr how far it is: a bar on a terminal, a line now and then elsewhere, JSON lines, or nothing
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Mode::Auto)]

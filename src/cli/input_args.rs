@@ -174,12 +174,10 @@ pub(super) async fn dry_run(source: &mut impl Source) -> Result<Exit, Failure> {
                 lines.push(b'\n');
             }
             Some(Item {
-                job: Err(error),
-                origin,
-                ..
+                job: Err(error), name, ..
             }) => {
                 exit = Exit::JobsFailed;
-                print::note(&format!("{origin}: not a job: {error}"));
+                print::note(&format!("{}: not a job: {error}", name.origin));
             }
             None => break,
         }

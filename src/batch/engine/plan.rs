@@ -16,7 +16,7 @@ pub const MAX_IN_FLIGHT: u32 = 1000;
 /// Results on their way to us.
 const PREFETCH: u16 = 1000;
 /// How often results are written, at most: each time takes another thread's help.
-const FLUSH_EVERY: Duration = Duration::from_millis(5);
+const FLUSH_EVERY: Duration = Duration::from_millis(20);
 
 /// Orders that what was submitted ends; comes back once the order is in force.
 pub type Cancel = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;

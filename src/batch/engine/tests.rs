@@ -33,8 +33,11 @@ impl Source for Items {
 fn item(seq: u64) -> Item {
     Item {
         seq,
-        origin: format!("line {seq}"),
-        title: format!("job {seq}"),
+        name: Name {
+            origin: format!("line {seq}"),
+            title: format!("job {seq}"),
+            fields: None,
+        },
         job: Ok(Bytes::from(format!("body {seq}"))),
     }
 }

@@ -32,8 +32,13 @@ async fn told(request: Request) -> Vec<String> {
         assert_eq!(total, items.len() as u64);
     }
     let tell = |item: &Item| match &item.job {
-        Ok(job) => format!("{} {}: {}", item.origin, item.title, String::from_utf8_lossy(job)),
-        Err(error) => format!("{} ! {:?} {error}", item.origin, error.field),
+        Ok(job) => format!(
+            "{} {}: {}",
+            item.name.origin,
+            item.name.title,
+            String::from_utf8_lossy(job)
+        ),
+        Err(error) => format!("{} ! {:?} {error}", item.name.origin, error.field),
     };
     items.iter().map(tell).collect()
 }
@@ -251,7 +256,7 @@ async fn a_pipe_that_does_not_end_gives_its_items_as_they_come() {
     let mut input = open(Request::Each(lines, words("echo"))).await;
     assert_eq!(input.total(), None);
     writer.write_all(b"one\ntw").unwrap();
-    assert_eq!(input.next().await.unwrap().unwrap().title, "echo one");
+    assert_eq!(input.next().await.unwrap().unwrap().name.title, "echo one");
     // Dropped again and again in the middle of a line, it loses nothing.
     for part in ["", "o a", "nd", " more"] {
         writer.write_all(part.as_bytes()).unwrap();
@@ -261,7 +266,7 @@ async fn a_pipe_that_does_not_end_gives_its_items_as_they_come() {
         }
     }
     writer.write_all(b"\n").unwrap();
-    assert_eq!(input.next().await.unwrap().unwrap().title, "echo 'two and more'");
+    assert_eq!(input.next().await.unwrap().unwrap().name.title, "echo 'two and more'");
     // What waits for more holds a thread of the runtime until there is some.
     writer.write_all(b"\n").unwrap();
     assert_eq!(input.next().await.unwrap().unwrap().seq, 3);

@@ -66,10 +66,10 @@ fn write_line(lines: &mut String, finished: &Finished<'_>) {
     let signal = signal.map_or(0, |signal| signal.number());
     // Who was ended by a signal has exit code 0 there, and 9 or 15 behind it.
     let exit = exit_code.unwrap_or(if signal == 0 { -1 } else { 0 });
-    let name = if finished.title.is_empty() {
+    let name = if finished.name.title.is_empty() {
         finished.result.job_id.as_str()
     } else {
-        finished.title
+        &finished.name.title
     };
     let written = writeln!(
         lines,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use crate::batch::{Finished, Item, Sink, Source};
+use crate::batch::{Finished, Item, Name, Sink, Source};
 use crate::message::JobResult;
 use crate::transport::BoxFuture;
 
@@ -70,8 +70,7 @@ struct Waiting {
 
 struct Kept {
     submission: u8,
-    origin: String,
-    title: String,
+    name: Name,
     result: JobResult,
     json: Vec<u8>,
 }
@@ -107,8 +106,7 @@ fn give(sink: &mut impl Sink, seq: u64, results: &[Kept]) -> io::Result<()> {
     }
     for Kept {
         submission,
-        origin,
-        title,
+        name,
         result,
         json,
     } in results
@@ -116,8 +114,7 @@ fn give(sink: &mut impl Sink, seq: u64, results: &[Kept]) -> io::Result<()> {
         sink.take(&Finished {
             seq,
             submission: *submission,
-            origin,
-            title,
+            name,
             result,
             json,
         })?;
@@ -141,8 +138,7 @@ impl<Snk: Sink> Sink for InOrder<Snk> {
         }
         self.waiting.entry(seq).or_default().results.push(Kept {
             submission: finished.submission,
-            origin: finished.origin.to_owned(),
-            title: finished.title.to_owned(),
+            name: finished.name.clone(),
             result: finished.result.clone(),
             json: finished.json.to_owned(),
         });

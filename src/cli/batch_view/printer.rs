@@ -43,10 +43,10 @@ impl Printer {
         self.push(Stream::Stderr, format!("synthex: {text}\n").as_bytes());
     }
 
-    fn output(&mut self, stream: Stream, output: &Output, title: &str) -> io::Result<()> {
+    fn output(&mut self, stream: Stream, output: &Output, tag: &str) -> io::Result<()> {
         let bytes = output.decode().map_err(io::Error::other)?;
         if self.tag {
-            self.push(stream, &tagged(&bytes, title));
+            self.push(stream, &tagged(&bytes, tag));
         } else {
             self.push(stream, &bytes);
         }
@@ -61,8 +61,8 @@ impl Printer {
             stderr,
             ..
         } = finished.result;
-        self.output(Stream::Stdout, stdout, finished.title)?;
-        self.output(Stream::Stderr, stderr, finished.title)?;
+        self.output(Stream::Stdout, stdout, finished.name.tag())?;
+        self.output(Stream::Stderr, stderr, finished.name.tag())?;
         for (name, output) in [("stdout", stdout), ("stderr", stderr)] {
             if output.truncated_bytes > 0 {
                 let dropped = output.truncated_bytes;
@@ -72,7 +72,7 @@ impl Printer {
             }
         }
         if *status != Status::Succeeded {
-            let origin = match finished.origin {
+            let origin = match &finished.name.origin {
                 origin if !self.is_single && !origin.is_empty() => format!(" ({origin})"),
                 _ => String::new(),
             };
@@ -82,11 +82,11 @@ impl Printer {
     }
 }
 
-/// The lines, each behind the title and a tab; the last is ended, too, so that the next job's is a line of its own.
-fn tagged(bytes: &[u8], title: &str) -> Vec<u8> {
+/// The lines, each behind the tag and a tab; the last is ended, too, so that the next job's is a line of its own.
+fn tagged(bytes: &[u8], tag: &str) -> Vec<u8> {
     let mut lines = Vec::with_capacity(bytes.len());
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-        lines.extend_from_slice(title.as_bytes());
+        lines.extend_from_slice(tag.as_bytes());
         lines.push(b'\t');
         lines.extend_from_slice(line);
         if !line.ends_with(b"\n") {

@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::batch::Name;
 
 fn result(more: &Value) -> JobResult {
     let empty = json!({"text": "", "encoding": "utf-8", "bytes": 0, "truncated_bytes": 0});
@@ -24,8 +25,10 @@ fn line(seq: u64, title: &str, more: &Value) -> String {
         &Finished {
             submission: 1,
             seq,
-            origin: "",
-            title,
+            name: &Name {
+                title: title.to_owned(),
+                ..Name::default()
+            },
             result: &result(more),
             json: b"",
         },
@@ -72,8 +75,7 @@ async fn a_log_is_gone_on_with_and_has_one_header() {
         log.take(&Finished {
             submission: 1,
             seq,
-            origin: "",
-            title: "x",
+            name: &Name::default(),
             result: &result,
             json: b"",
         })

@@ -11,8 +11,7 @@ impl Source for Numbers {
         self.0 += 1;
         Ok(Some(Item {
             seq: self.0,
-            origin: String::new(),
-            title: String::new(),
+            name: Name::default(),
             job: Ok(bytes::Bytes::new()),
         }))
     }
@@ -28,7 +27,7 @@ impl Sink for Kept {
     }
 
     fn take(&mut self, finished: &Finished<'_>) -> io::Result<()> {
-        assert_eq!((finished.origin, finished.title, finished.json), ("o", "t", &b"{}"[..]));
+        assert_eq!((finished.name.tag(), finished.json), ("f", &b"{}"[..]));
         self.0.push((finished.seq, finished.result.attempt));
         Ok(())
     }
@@ -49,8 +48,10 @@ fn end(sink: &mut impl Sink, seq: u64, attempt: u32, is_final: bool) {
     let finished = Finished {
         submission: 1,
         seq,
-        origin: "o",
-        title: "t",
+        name: &Name {
+            fields: Some("f".to_owned()),
+            ..Name::default()
+        },
         result: &result,
         json: b"{}",
     };

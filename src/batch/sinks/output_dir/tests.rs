@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::batch::Name;
 
 fn finished<R>(seq: u64, id: &str, stdout: &str, give: impl FnOnce(&Finished<'_>) -> R) -> R {
     let output =
@@ -15,8 +16,7 @@ fn finished<R>(seq: u64, id: &str, stdout: &str, give: impl FnOnce(&Finished<'_>
     give(&Finished {
         submission: 1,
         seq,
-        origin: "",
-        title: "",
+        name: &Name::default(),
         result: &result,
         json: b"",
     })

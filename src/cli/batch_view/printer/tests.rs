@@ -2,6 +2,7 @@ use serde_json::json;
 
 use super::super::screen::Screen;
 use super::*;
+use crate::batch::Name;
 
 /// What is written for a job with this output: stream by stream.
 fn printed(mut printer: Printer, status: &str, stdout: &str, stderr: &str) -> Vec<(Stream, String)> {
@@ -17,8 +18,11 @@ fn printed(mut printer: Printer, status: &str, stdout: &str, stderr: &str) -> Ve
     let finished = Finished {
         submission: 1,
         seq: 1,
-        origin: "f:3",
-        title: "echo x",
+        name: &Name {
+            origin: "f:3".to_owned(),
+            title: "echo x".to_owned(),
+            fields: Some("x".to_owned()),
+        },
         result: &result,
         json: b"{}",
     };
@@ -50,10 +54,10 @@ fn output_goes_where_the_command_wrote_it() {
 }
 
 #[test]
-fn tagged_lines_begin_with_the_command_and_end() {
+fn tagged_lines_begin_with_what_the_template_was_filled_with_and_end() {
     assert_eq!(
         printed(printer(false, true, false), "succeeded", "a\n\nb", ""),
-        [(Stream::Stdout, "echo x\ta\necho x\t\necho x\tb\n".to_owned())]
+        [(Stream::Stdout, "x\ta\nx\t\nx\tb\n".to_owned())]
     );
     assert_eq!(printed(printer(false, true, false), "succeeded", "", ""), []);
 }
