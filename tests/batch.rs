@@ -13,6 +13,8 @@ mod elsewhere;
 mod fleet;
 #[path = "batch/inputs.rs"]
 mod inputs;
+#[path = "batch/large.rs"]
+mod large;
 #[path = "batch/outputs.rs"]
 mod outputs;
 #[path = "batch/policy.rs"]
