@@ -38,6 +38,8 @@ use windows::{Sent, Windows};
 const FLUSH_COUNT: usize = 500;
 /// The same in bytes: sinks keep what they are given until they write it.
 const FLUSH_BYTES: usize = 1024 * 1024;
+/// How far beyond the last item that is known one can be that an earlier run submitted: more than are on their way at once.
+const AHEAD: u64 = 64 * 1024;
 /// How often the broker is looked at, and others are told how far we are.
 const PULSE: Duration = Duration::from_secs(1);
 /// Results that were there before this submitter come within this time, each; else somebody else took them.
@@ -377,7 +379,7 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
         let submission = id.and_then(|id| id.parse::<Submission>().ok());
         let result = JobResult::decode(&delivery.envelope.body);
         match (submission, result) {
-            (Some(submission), Ok(result)) => {
+            (Some(submission), Ok(result)) if self.is_of_batch(submission) => {
                 if !self.table.has_finished(submission) {
                     self.finish(submission, &result, &delivery.envelope.body)?;
                 }
@@ -395,6 +397,11 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
         self.unflushed += delivery.envelope.body.len().max(1);
         self.unacked.push(delivery);
         Ok(())
+    }
+
+    /// Whether the item was submitted by this run or can have been by an earlier one. Others have no place in the table.
+    fn is_of_batch(&self, submission: Submission) -> bool {
+        (1..=self.read.max(self.table.last()) + AHEAD).contains(&submission.seq)
     }
 
     /// Gives a result to the sinks. A final one closes its item.

@@ -284,6 +284,9 @@ impl Journal {
             let (run, number) = run.split_once('*').unwrap_or((run, "1"));
             let (first, last) = run.split_once('-').unwrap_or((run, run));
             let (first, last, number) = (first.parse().ok()?, last.parse().ok()?, number.parse().ok()?);
+            if !table.may_have(first) || !table.may_have(last) {
+                return None;
+            }
             for seq in first..=last {
                 table.publish(Submission { seq, number });
             }

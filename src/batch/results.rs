@@ -105,8 +105,8 @@ pub fn write_line(lines: &mut Vec<u8>, finished: &Finished<'_>) {
     let json = finished.json.trim_ascii_end();
     let again;
     let object = match json.strip_suffix(b"}") {
-        Some(object) if !json.contains(&b'\n') => object,
-        // Somebody else's writing, on several lines.
+        Some(object) if is_plain(json) => object,
+        // Somebody else's writing.
         _ => {
             again = finished.result.encode();
             again.strip_suffix(b"}").unwrap_or(&again)
@@ -117,6 +117,12 @@ pub fn write_line(lines: &mut Vec<u8>, finished: &Finished<'_>) {
     // Writing to memory cannot fail, nor can an item.
     let _ = serde_json::to_writer(&mut *lines, &item);
     lines.extend_from_slice(b"}\n");
+}
+
+/// Whether a result is one line and has no member that could be taken for the one that is added to it, however it is written.
+fn is_plain(json: &[u8]) -> bool {
+    let has = |text: &[u8]| json.windows(text.len()).any(|part| part == text);
+    !json.contains(&b'\n') && !has(b"\"item\"") && !has(b"\\u00")
 }
 
 /// What of a line is needed to go on: a tenth of the time of reading all of it.
@@ -146,6 +152,12 @@ fn scan(file: &File, path: &Path, table: &mut Table) -> io::Result<u64> {
             );
             io::Error::new(io::ErrorKind::InvalidData, message)
         })?;
+        if !table.may_have(known.item.seq) {
+            let (path, seq) = (path.display(), known.item.seq);
+            let message =
+                format!("{path}:{number}: item.seq {seq} is far beyond the items before it; mend or remove this line");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
         let submission = Submission {
             seq: known.item.seq,
             number: known.item.submission.max(1),
@@ -255,6 +267,46 @@ mod tests {
         write_line(&mut lines, &finished);
         assert_eq!(lines.iter().filter(|byte| **byte == b'\n').count(), 1);
         assert_eq!(JobResult::decode(&lines).unwrap(), result);
+    }
+
+    #[test]
+    fn a_member_of_the_name_of_ours_does_not_stay() {
+        let result = result("succeeded", true);
+        let plain = result.encode();
+        for (member, is_again) in [
+            (r#""item":{"seq":1}"#, true),
+            (r#""\u0069tem":1"#, true),
+            (r#""itemised":1"#, false),
+        ] {
+            let json = [b"{", member.as_bytes(), b",", &plain[1..]].concat();
+            let mut lines = Vec::new();
+            let finished = Finished {
+                seq: 7,
+                submission: 1,
+                name: &Name::default(),
+                result: &result,
+                json: &json,
+            };
+            write_line(&mut lines, &finished);
+            let known: Known = serde_json::from_slice(&lines).unwrap();
+            assert_eq!(known.item.seq, 7, "{member}");
+            assert_eq!(lines.starts_with(b"{\"job_id\""), is_again, "{member}");
+        }
+    }
+
+    #[test]
+    fn an_item_from_far_beyond_costs_no_memory_and_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.jsonl");
+        let line = r#"{"status":"failed","item":{"seq":18446744073709551615,"origin":"","submission":1}}"#;
+        std::fs::write(&path, format!("{line}\n")).unwrap();
+        let error = ResultsFile::open(&path, Durability::Disk, &mut Table::default()).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("r.jsonl:1: item.seq 18446744073709551615 is far"),
+            "{error}"
+        );
     }
 
     #[test]

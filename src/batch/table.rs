@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use super::Submission;
 use crate::message::Status;
 
+/// How far beyond all others an item may be that is read from a file. A place that somebody made up must not cost memory.
+const FURTHEST: u64 = 1 << 24;
+
 /// What became of every item so far, by its place in the input.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -101,6 +104,18 @@ impl Table {
             || self
                 .known(submission.seq)
                 .is_some_and(|entry| entry.finished >= submission.number)
+    }
+
+    /// The last item of which something is known.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.forgotten + u64::try_from(self.entries.len()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether an item can be one of a batch of which so much is known.
+    #[must_use]
+    pub fn may_have(&self, seq: u64) -> bool {
+        (1..=self.last() + FURTHEST).contains(&seq)
     }
 
     /// How many items wait for a result of a submission that the broker has.

@@ -265,6 +265,29 @@ async fn a_result_that_comes_again_is_told_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_result_of_an_item_that_cannot_be_is_passed_over() {
+    let bench = Bench::new().await;
+    let source = items([item(1), item(2)]);
+    let forged = async {
+        let mut jobs = bench.jobs(1).await;
+        let first = jobs.next().await.unwrap(); // it has begun
+        for seq in [u64::MAX, 3 + super::AHEAD, submission(&first).seq] {
+            bench.answer(Submission { seq, number: 1 }, SUCCEEDED).await;
+        }
+        first.ack().await.unwrap();
+        drop(jobs);
+        bench.work(|_| SUCCEEDED).await
+    };
+    let end = tokio::select! {
+        end = bench.run(bench.plan(), source, Default::default(), Shutdown::new()) => end,
+        never = forged => never,
+    };
+    assert!(end.error.is_none(), "{end:?}");
+    assert_eq!(bench.seen.ends(), [1, 2].map(|seq| (seq, SUCCEEDED)));
+    assert_eq!(bench.waiting("n.batch.b").await, 0, "they do not come again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_more_than_allowed_are_in_flight() {
     let bench = Bench::new().await;
     let mut plan = bench.plan();
