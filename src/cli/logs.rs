@@ -1,5 +1,7 @@
 //! `synthex logs`: what a command has written, and what it writes.
 
+use std::cell::Cell;
+use std::pin::pin;
 use std::time::Duration;
 
 use clap::Args;
@@ -8,23 +10,29 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use super::exit::{Exit, Failure};
 use super::operator::{Inbox, Operator, OperatorArgs, out};
 use super::print;
-use crate::control::fleet::{Question, Target};
+use crate::control::explain::{Facts, Verdict, explain};
+use crate::control::fleet::{Question, Target, Wait};
 use crate::events::{Said, Transcript};
 use crate::message::event::{Event, RunId};
-use crate::message::{Chunk, JobId, Reply, Request, Span, Status, Stream};
+use crate::message::{Chunk, JobId, Reply, Request, Span, Status, Stream, now};
 use crate::transport::{Delivery, Publication, Subscription};
 
 /// How often to say that somebody still listens: a few times in the 30 s for which a worker takes it for said.
 const RENEW: Duration = Duration::from_secs(10);
 /// Silence after which to say what is waited for.
 const SILENCE: Duration = Duration::from_secs(2);
+/// After a worker's word on how a job has ended, another may say that it runs.
+const BETWEEN_ANSWERS: Duration = Duration::from_millis(300);
 
 /// Print the output of a job that runs now.
 ///
 /// Prints what was kept of it so far and ends. With --follow it goes on until the job has ended, over all its attempts:
 /// what the command writes to stdout goes to stdout, stderr to stderr, as it is written. Each byte comes once; bytes that
 /// were not kept, or came faster than they could be sent, are told. A job that nobody runs now is waited for. The output
-/// of a job that has ended is in its result.
+/// of a job that has ended is in its result: of one whose end a worker remembers it is said how it ended.
+///
+/// Exit code 0 once the job has ended, however it ended (`synthex submit --follow` exits as the job did), or, without
+/// --follow, once what was kept is printed.
 #[derive(Args)]
 pub(super) struct LogsArgs {
     /// The job
@@ -56,15 +64,40 @@ impl LogsArgs {
 
 pub(super) async fn run(args: LogsArgs) -> Result<Exit, Failure> {
     let operator = Operator::new(&args.operator)?;
-    let seen = match (args.follow, args.wait_timeout.map(Span::get)) {
+    let is_seen = Cell::new(false);
+    let done = match (args.follow, args.wait_timeout) {
         (false, _) => look(&operator, &args).await,
-        (true, None) => follow(&operator, &args).await,
-        (true, Some(limit)) => timeout(limit, follow(&operator, &args)).await.unwrap_or_else(|_| {
-            let message = format!("job {} has not ended within {}; it goes on", args.id, Span::from(limit));
-            Err(Failure::new(Exit::TimedOut, message))
-        }),
+        (true, None) => follow(&operator, &args, &is_seen).await,
+        (true, Some(limit)) => timeout(limit.get(), follow(&operator, &args, &is_seen))
+            .await
+            .unwrap_or_else(|_| Err(gave_up(&args.id, limit, is_seen.get()))),
     };
-    operator.end(seen).await
+    operator.end(done).await
+}
+
+fn gave_up(id: &JobId, limit: Span, is_seen: bool) -> Failure {
+    let message = match is_seen {
+        true => format!("job {id} has not ended within {limit}; it goes on"),
+        false => format!("job {id} was not seen within {limit}; `synthex explain {id}` says where it may be"),
+    };
+    Failure::new(Exit::TimedOut, message)
+}
+
+/// What `explain` says of a job that has ended, if a worker remembers that and none has it again.
+async fn ended(operator: &Operator<'_>, job: &JobId, most: Duration) -> Result<Option<String>, Failure> {
+    let mut inbox = operator.inbox().await?;
+    let wait = Wait {
+        most,
+        between: BETWEEN_ANSWERS.min(most / 2),
+    };
+    let inventories = operator.inventories(&mut inbox, Some(job), wait).await?;
+    let facts = Facts {
+        inventories,
+        ..Facts::default()
+    };
+    let explanation = explain(job, &facts, now());
+    let has_ended = matches!(explanation.verdict, Verdict::Finished { .. });
+    Ok(has_ended.then(|| format!("{}; its output is in its result", explanation.message)))
 }
 
 /// What was written so far.
@@ -82,32 +115,49 @@ async fn look(operator: &Operator<'_>, args: &LogsArgs) -> Result<Exit, Failure>
             }
             None
         };
-        if let Ok(Some(said)) = timeout(args.wait.get(), answer).await {
+        let mut answer = pin!(timeout(args.wait.get(), answer));
+        let answered = tokio::select! {
+            biased;
+            answered = &mut answer => answered,
+            ended = ended(operator, &args.id, args.wait.get()) => match ended? {
+                Some(words) => {
+                    print::note(&words);
+                    return Ok(Exit::Done);
+                }
+                None => answer.await,
+            },
+        };
+        if let Ok(Some(said)) = answered {
             args.printer().print_all(&said).await?;
             return Ok(Exit::Done);
         }
     }
     let message = format!(
-        "no worker that answered within {} runs job {}: it waits for one, or has ended; --follow waits for it",
+        "no worker that answered within {} runs job {}, or remembers its end; --follow waits for it",
         args.wait, args.id
     );
     Err(Failure::new(Exit::TimedOut, message))
 }
 
-/// All that is written, to the job's end.
-async fn follow(operator: &Operator<'_>, args: &LogsArgs) -> Result<Exit, Failure> {
+/// All that is written, to the job's end. `is_seen` becomes true once a worker has said something of it.
+async fn follow(operator: &Operator<'_>, args: &LogsArgs, is_seen: &Cell<bool>) -> Result<Exit, Failure> {
     let printer = args.printer();
     let mut transcript = Transcript::default();
     let mut inbox = operator.overhear(&args.id).await?;
-    let job = args.id.clone();
-    let request = Request::Follow { job };
+    let request = Request::Follow { job: args.id.clone() };
     let mut asking = question(operator, &request, &inbox);
     let mut renew = interval(RENEW);
     renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (silent_until, mut is_told) = (Instant::now() + SILENCE, false);
+    // A job may also have ended without a word to us. What is heard meanwhile is later than what is remembered.
+    let mut end = Box::pin(ended(operator, &args.id, SILENCE));
+    let (mut asks_for_end, mut is_silent) = (true, true);
     loop {
         let heard = tokio::select! {
+            biased; // an end that is remembered only where nothing else is heard
             _ = renew.tick() => {
+                end = Box::pin(ended(operator, &args.id, SILENCE));
+                (asks_for_end, is_silent) = (true, true);
                 if transcript.is_behind() {
                     asking = question(operator, &request, &inbox); // another question has another answer
                 }
@@ -116,7 +166,7 @@ async fn follow(operator: &Operator<'_>, args: &LogsArgs) -> Result<Exit, Failur
             }
             () = sleep_until(silent_until), if !is_told => {
                 is_told = true;
-                print::note(&format!("no worker runs job {} now: it waits for one, or has ended; waiting", args.id));
+                print::note(&waits(&args.id));
                 continue;
             }
             delivery = inbox.subscription.next() => match delivery {
@@ -128,14 +178,29 @@ async fn follow(operator: &Operator<'_>, args: &LogsArgs) -> Result<Exit, Failur
                     continue;
                 }
             },
+            ended = &mut end, if asks_for_end => {
+                asks_for_end = false;
+                // Trouble with the broker is met above.
+                if let (Ok(Some(words)), true) = (ended, is_silent) {
+                    print::note(&words);
+                    return Ok(Exit::Done);
+                }
+                continue;
+            }
         };
         let Heard::Output(said) = heard else { continue };
         is_told = true;
+        is_silent = false;
+        is_seen.set(true);
         printer.print_all(&said).await?;
         if let Some(Said::Ended { is_final: true, .. }) = said.last() {
             return Ok(Exit::Done);
         }
     }
+}
+
+fn waits(id: &JobId) -> String {
+    format!("no worker runs job {id} now, or remembers its end; waiting (`synthex explain {id}` says where it is)")
 }
 
 fn question(operator: &Operator<'_>, request: &Request, inbox: &Inbox) -> Publication {

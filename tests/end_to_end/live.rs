@@ -153,6 +153,10 @@ fn logs_gives_what_was_written_and_with_follow_each_byte_once_to_the_end() {
     for follower in &followers {
         follower.wait_for_stdout_line(|line| line == "before");
     }
+    let impatient = play.logs(&["-f", "--wait-timeout", "2s"]).wait().expect_code(75);
+    assert_eq!(impatient.stdout, "before\n");
+    let words = format!("job {} has not ended within 2s; it goes on\n", play.id);
+    assert!(impatient.stderr.ends_with(&words), "{}", impatient.stderr);
     play.go_on();
     for follower in followers {
         let ended = follower.wait().expect_code(0);
@@ -160,12 +164,14 @@ fn logs_gives_what_was_written_and_with_follow_each_byte_once_to_the_end() {
         let words = format!("oops\nsynthex: job {} failed (attempt 1)\n", play.id);
         assert_eq!(ended.stderr, words);
     }
-    let late = play.logs(&["--wait", "300ms"]).wait().expect_code(75);
-    assert!(
-        late.stderr.contains("has ended") && late.stderr.contains(&play.id),
-        "{}",
-        late.stderr
-    );
+    for args in [&["-f"][..], &[]] {
+        let late = play.logs(args).wait().expect_code(0);
+        assert_eq!(late.stdout, "");
+        let begin = format!("synthex: job {} has ended at ", play.id);
+        let is_told =
+            late.stderr.starts_with(&begin) && late.stderr.ends_with(": failed; its output is in its result\n");
+        assert!(is_told, "{}", late.stderr);
+    }
 }
 
 #[test]
@@ -205,6 +211,7 @@ fn logs_of_a_job_that_nobody_has_gives_up_in_time() {
                 "{}",
                 ended.stderr
             );
+            assert!(!ended.stderr.contains("goes on"), "{}", ended.stderr);
             assert_eq!(ended.stdout, "");
         }
     }
