@@ -44,7 +44,7 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser, Subcommand};
 use futures_util::FutureExt;
 
-use crate::app::{self, CgroupChoice, Spawners, SpawnersError};
+use crate::app::{self, CgroupChoice, Spawners, SpawnersError, end_by};
 use crate::supervise;
 use exit::{Exit, Failure};
 
@@ -67,13 +67,14 @@ struct Cli {
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0   done
-  1   unexpected failure, or a worker cut running jobs
-  2   wrong usage
-  3   some job did not succeed
-  69  broker not reachable
-  75  gave up waiting
-  78  bad configuration
+  0    done
+  1    unexpected failure, or a worker cut running jobs
+  2    wrong usage
+  3    some job did not succeed
+  69   broker not reachable
+  75   gave up waiting
+  78   bad configuration
+  141  nobody reads the output any more (SIGPIPE)
 `submit --wait` exits as its job did, see its help.";
 
 #[derive(Subcommand)]
@@ -152,6 +153,9 @@ pub fn main() -> ExitCode {
         print::error(&failure.message);
         failure.exit
     });
+    if let Exit::Signal(signal) = exit {
+        end_by(signal); // so that a shell's loop ends with us
+    }
     exit.into()
 }
 

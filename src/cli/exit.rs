@@ -1,6 +1,9 @@
 //! Exit codes: part of the contract with scripts.
 
+use std::io::{self, ErrorKind};
 use std::process::ExitCode;
+
+use rustix::process::Signal;
 
 use crate::message::{FailureKind, JobResult, Status};
 
@@ -23,12 +26,15 @@ pub enum Exit {
     Config,
     /// As the job of `submit --wait` ended.
     Mirror(u8),
+    /// By a signal, as a program ends that does not catch it: asked to while it waited, or because nobody reads what it
+    /// prints (SIGPIPE, 141 to a shell, which is how `head` ends most programs).
+    Signal(Signal),
 }
 
 impl Exit {
     /// The number, as `sysexits.h` has it where it has one.
     #[must_use]
-    pub const fn code(self) -> u8 {
+    pub fn code(self) -> u8 {
         match self {
             Self::Done => 0,
             Self::Failure => 1,
@@ -38,6 +44,7 @@ impl Exit {
             Self::TimedOut => 75,
             Self::Config => 78,
             Self::Mirror(code) => code,
+            Self::Signal(signal) => of_signal(signal.as_raw()),
         }
     }
 
@@ -63,7 +70,11 @@ impl From<Exit> for ExitCode {
 }
 
 fn signaled(result: &JobResult) -> u8 {
-    let number = result.signal.map_or(0, |signal| signal.number());
+    of_signal(result.signal.map_or(0, |signal| signal.number()))
+}
+
+/// What a shell makes of a signal.
+fn of_signal(number: i32) -> u8 {
     u8::try_from(128 + number).unwrap_or(128)
 }
 
@@ -79,7 +90,7 @@ fn not_started(result: &JobResult) -> u8 {
 pub struct Failure {
     /// The exit code.
     pub exit: Exit,
-    /// One line or more, naming the file, queue or field and what to do.
+    /// One line or more, naming the file, queue or field and what to do. Empty if there is nothing to say.
     pub message: String,
 }
 
@@ -92,8 +103,24 @@ impl Failure {
         }
     }
 
-    /// A failure of reading or writing here.
-    pub fn io(what: &str, error: &std::io::Error) -> Self {
+    /// A failure of reading or writing here. Whoever reads what we print may go when he has seen enough: no word of that.
+    pub fn io(what: &str, error: &io::Error) -> Self {
+        if error.kind() == ErrorKind::BrokenPipe {
+            return Self::new(Exit::Signal(Signal::PIPE), "");
+        }
         Self::new(Exit::Failure, format!("failed to {what}: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_who_has_seen_enough_is_no_failure_to_tell_of() {
+        let gone = Failure::io("write to stdout", &ErrorKind::BrokenPipe.into());
+        assert_eq!((gone.exit.code(), gone.message.as_str()), (141, ""));
+        let full = Failure::io("write to stdout", &ErrorKind::StorageFull.into());
+        assert_eq!((full.exit, full.message.is_empty()), (Exit::Failure, false));
     }
 }

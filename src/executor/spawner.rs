@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::{DumpableBehavior, Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{DumpableBehavior, Pid, Signal, getpid, kill_process, kill_process_group};
 
 use super::cgroup::Domain;
 use super::limits;
@@ -53,6 +53,13 @@ pub fn main() -> ! {
         }
     };
     sys::exit(code)
+}
+
+/// Ends this process by a signal that it may have caught, as one ends that has not. Returns where that cannot be: for the
+/// first process of a container.
+pub fn end_by(signal: Signal) {
+    sys::reset_signals();
+    let _ = kill_process(getpid(), signal);
 }
 
 struct Spawner {
@@ -97,7 +104,7 @@ impl Spawner {
         rustix::process::setsid()?;
         limits::forbid_core_files()?;
         rustix::thread::set_name(c"synthex-spawner")?;
-        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        rustix::process::set_child_subreaper(Some(getpid()))?;
         // A job of the same user must not look into, or debug, the processes that hold it.
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
         tree::check_listing()?;

@@ -55,7 +55,7 @@ fn help_names_every_subcommand_and_what_to_try_first() {
 fn help_names_every_exit_code_on_a_line_of_its_own() {
     for text in [help(&["--help"]), help(&["-h"])] {
         let (_, codes) = text.split_once("Exit codes:").expect("a paragraph on exit codes");
-        for code in ["0", "1", "2", "3", "69", "75", "78"] {
+        for code in ["0", "1", "2", "3", "69", "75", "78", "141"] {
             let explained = |line: &str| {
                 line.trim()
                     .strip_prefix(code)
@@ -67,7 +67,7 @@ fn help_names_every_exit_code_on_a_line_of_its_own() {
 }
 
 /// What nobody can guess from the names of the flags, by command.
-const TELLS: [(&[&str], &[&str]); 20] = [
+const TELLS: [(&[&str], &[&str]); 21] = [
     (
         &["run"],
         &["one job a line", "synthex schema job", "your environment", "-- <CMD>"],
@@ -92,6 +92,14 @@ const TELLS: [(&[&str], &[&str]); 20] = [
     (
         &["cancel"],
         &["--label", "--pool", "7 days", "submitted again", "\"cancelled\""],
+    ),
+    (
+        &["logs"],
+        &[
+            "Exit code 0 once the job has ended, however it ended",
+            "75",
+            "its result",
+        ],
     ),
     (&["pause"], &["goes on", "7 days", "start later"]),
     (&["resume"], &["paused pool"]),

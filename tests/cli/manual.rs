@@ -105,8 +105,8 @@ fn a_page_says_what_help_says() {
     for line in [
         "SUBCOMMANDS",
         "synthex-worker(1)",
-        "69  broker not reachable",
-        "78  bad configuration",
+        "69   broker not reachable",
+        "78   bad configuration",
     ] {
         assert!(lines.contains(&line), "no {line:?} in\n{}", shown.stdout);
     }

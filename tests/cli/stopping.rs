@@ -167,6 +167,31 @@ fn a_reader_that_has_seen_enough_ends_the_run() {
 }
 
 #[test]
+fn what_nobody_reads_ends_without_a_word_as_by_sigpipe() {
+    let bench = Bench::new();
+    let fifo = bench.arg("unread");
+    Cli::program("mkfifo", [&fifo]).run().expect_code(0);
+    // A pipe whose only reader has gone.
+    let line = r#"fifo=$1; shift; exec 3<>"$fifo" 4>"$fifo" 3<&-; exec "$0" "$@" >&4 4>&-"#;
+    for args in [
+        &["completions", "bash"][..],
+        &["schema", "job"],
+        &["config", "show", "--json"],
+        &["run", "--dry-run", "--range", "1-100000", "--", "echo"],
+    ] {
+        let args = [&["-c", line, SYNTHEX, &fifo], args].concat();
+        let finished = bench.marked(Cli::program("bash", &args)).run();
+        assert_eq!(
+            (finished.code, finished.signal),
+            (None, Some(Signal::PIPE.as_raw())),
+            "{args:?}: {finished:?}"
+        );
+        assert_eq!(finished.stderr, "", "{args:?}");
+    }
+    bench.assert_nothing_left();
+}
+
+#[test]
 fn ctrl_c_twice_ends_a_run_whose_reader_has_stopped_reading() {
     let bench = Bench::new();
     // One write of more than a pipe holds; the reader takes its first byte and no more.

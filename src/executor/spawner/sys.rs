@@ -1,7 +1,7 @@
 //! The system calls that have no safe form elsewhere. All `unsafe` of the program is here.
 //!
 //! Everything in this file runs in a process with one thread, which is what makes a plain `fork` and a `clone` that
-//! shares memory sound: no lock can be held by a thread that the copy lacks.
+//! shares memory sound: no lock can be held by a thread that the copy lacks. [`reset_signals`] alone has no need of that.
 #![expect(
     unsafe_code,
     reason = "fork, clone, execve, wait4 and signal sets have no safe wrapper; each block says why it is sound"
