@@ -525,6 +525,12 @@ pub enum TransportError {
 }
 
 impl TransportError {
+    /// Whether the broker says that it has no such exchange.
+    #[must_use]
+    pub fn is_missing_exchange(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if reason.starts_with("NOT_FOUND - no exchange"))
+    }
+
     /// Whether trying again later may help without anybody changing a setting.
     #[must_use]
     pub fn is_transient(&self) -> bool {

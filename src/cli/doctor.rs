@@ -15,6 +15,7 @@ use super::operator::{Operator, OperatorArgs, out};
 use super::{print, worker};
 use crate::app::{CgroupSupport, landlock_abi};
 use crate::config::{Overrides, Pool};
+use crate::control::standing::Standing;
 use crate::message::{Span, WorkerState, now};
 use crate::transport::amqp::{Found, Right};
 use crate::transport::topology::{Declare, Names, TIERS, Topology};
@@ -77,6 +78,7 @@ struct Answers {
     found: Vec<Found>,
     rights: Vec<Asked>,
     broker_clock: Result<Clock, String>,
+    standing: Standing,
     asked_at: Timestamp,
     workers: Vec<WorkerState>,
     answered_by: Timestamp,
@@ -93,6 +95,7 @@ impl Answers {
             checks::topology(&self.found, pools),
             checks::rights(&self.rights),
             checks::workers(&self.workers, pools),
+            checks::pauses(&self.standing),
             checks::clock_of_broker(&self.broker_clock),
             checks::clocks_of_workers(&self.workers, self.asked_at, self.answered_by),
         ]
@@ -116,6 +119,8 @@ async fn ask(operator: &Operator<'_>, pools: &[Pool], args: &DoctorArgs) -> Resu
         }),
         Err(error) => Err(format!("failed to {error}")),
     };
+    // Without the right to read orders, which is told where a worker lacks it, none are known.
+    let standing = Standing::read(broker, names, None).await.unwrap_or_default();
     let asked_at = now();
     let workers = match operator.inbox().await {
         Ok(mut inbox) => operator.workers(&mut inbox, args.wait.get()).await.unwrap_or_default(),
@@ -126,6 +131,7 @@ async fn ask(operator: &Operator<'_>, pools: &[Pool], args: &DoctorArgs) -> Resu
         found,
         rights,
         broker_clock,
+        standing,
         asked_at,
         workers,
         answered_by: now(),
@@ -186,7 +192,7 @@ async fn may_listen(operator: &Operator<'_>) -> Result<Right, TransportError> {
     match operator.broker().listen(&[nothing]).await {
         Ok(_) => Ok(Right::Granted),
         // Without the exchange there is no right to it; that it is missing is told by itself.
-        Err(TransportError::Refused { reason, .. }) if reason.contains("NOT_FOUND") => Ok(Right::Nothing),
+        Err(error) if error.is_missing_exchange() => Ok(Right::Nothing),
         Err(TransportError::Refused { reason, .. }) => Ok(Right::Refused(reason)),
         Err(error) => Err(error),
     }

@@ -1,6 +1,7 @@
 //! The orders that are in force, for an operator who asks when no worker is there to be asked.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,17 @@ pub struct Given {
     pub at: Timestamp,
     /// Who gave it, as far as they said.
     pub by: Option<String>,
+}
+
+/// When and by whom, to stand after a word such as "paused".
+impl fmt::Display for Given {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "since {}", self.at)?;
+        match &self.by {
+            Some(by) => write!(out, " by {by}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Pauses, and the cancel of one job.

@@ -1,5 +1,7 @@
 //! What is wrong, decided from facts alone.
 
+mod topology;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -9,10 +11,12 @@ use serde::Serialize;
 
 use crate::app::CgroupSupport;
 use crate::config::Pool;
+use crate::control::standing::{Given, Standing};
 use crate::message::{ByteSize, Span, WorkerState};
 use crate::transport::Version;
-use crate::transport::amqp::{Found, Presence, Right};
-use crate::transport::topology::{CONSUMER_TIMEOUT, Declare};
+use crate::transport::amqp::Right;
+use crate::transport::topology::CONSUMER_TIMEOUT;
+pub(super) use topology::topology;
 
 /// The oldest RabbitMQ that has all that is needed: streams, and dead-lettering at least once.
 const OLDEST: (u32, u32) = (3, 10);
@@ -227,91 +231,6 @@ pub(super) fn message_size(version: Option<&Version>, pools: &[Pool]) -> Vec<Fin
     findings
 }
 
-pub(super) fn topology(found: &[Found], pools: &[Pool]) -> Vec<Finding> {
-    let is_passive = pools.iter().any(|pool| pool.declare == Declare::Passive);
-    let mut findings = vec![Finding::ok("topology", summary(found))];
-    let missing: Vec<String> = found
-        .iter()
-        .filter(|found| found.presence == Presence::Missing)
-        .map(|found| format!("{} {:?}", found.kind, found.name))
-        .collect();
-    if !missing.is_empty() {
-        let text = format!("not there: {}", missing.join(", "));
-        findings.push(match is_passive {
-            true => Finding::problem(
-                "topology",
-                text,
-                "declare it with `synthex config apply`, as one who may: declare = \"passive\" leaves it to you",
-            ),
-            false => Finding::note(
-                "topology",
-                text,
-                "the first worker declares it, or `synthex config apply` does",
-            ),
-        });
-    }
-    findings.extend(found.iter().filter_map(differing));
-    findings.extend(hidden(found));
-    findings
-}
-
-fn summary(found: &[Found]) -> String {
-    let same = found.iter().filter(|found| found.presence == Presence::Same).count();
-    format!("{same} of {} exchanges and queues are as they are to be", found.len())
-}
-
-fn differing(found: &Found) -> Option<Finding> {
-    let Found { kind, name, presence } = found;
-    match presence {
-        Presence::Same | Presence::Missing => None,
-        Presence::Differs(words) => {
-            let delete = match *kind {
-                "queue" => format!("let it be emptied, delete it (`rabbitmqctl delete_queue {name}`)"),
-                _ => "delete it".to_owned(),
-            };
-            Some(Finding::problem(
-                check_of(words),
-                format!("{kind} {name:?} has other arguments than it is to have: {words}"),
-                format!(
-                    "{delete}, and have `synthex config apply` declare it again; a policy may set the argument too"
-                ),
-            ))
-        }
-        Presence::Hidden(words) if is_refusal(words) => None, // told of all at once
-        Presence::Hidden(words) => Some(Finding::problem(
-            "arguments",
-            format!("{kind} {name:?} is there, and its arguments cannot be told: {words}"),
-            "delete it and have it declared again",
-        )),
-    }
-}
-
-/// Who may not declare cannot ask how things are.
-fn hidden(found: &[Found]) -> Option<Finding> {
-    let is_hidden = |found: &&Found| matches!(&found.presence, Presence::Hidden(words) if is_refusal(words));
-    let hidden = found.iter().filter(is_hidden).count();
-    (hidden > 0).then(|| {
-        Finding::note(
-            "arguments",
-            format!("those of {hidden} exchanges and queues cannot be told: this user may not declare them"),
-            "run this once more as one who may",
-        )
-    })
-}
-
-fn is_refusal(words: &str) -> bool {
-    words.contains("ACCESS_REFUSED")
-}
-
-/// The check that an argument belongs to, by the broker's words for it.
-fn check_of(words: &str) -> &'static str {
-    match words {
-        words if words.contains("x-delivery-limit") => "delivery_limit",
-        words if words.contains("x-consumer-timeout") => "consumer_timeout",
-        _ => "arguments",
-    }
-}
-
 pub(super) fn rights(asked: &[Asked]) -> Vec<Finding> {
     let refused = |asked: &Asked| match &asked.right {
         Right::Refused(words) => Some(Finding::problem(
@@ -353,6 +272,17 @@ pub(super) fn workers(workers: &[WorkerState], pools: &[Pool]) -> Vec<Finding> {
             "start a worker for it; if one runs, its log says what is in the way",
         ),
     }]
+}
+
+pub(super) fn pauses(standing: &Standing) -> Vec<Finding> {
+    let note = |(pool, given): (&String, &Given)| {
+        Finding::note(
+            "paused",
+            format!("pool {pool:?} is paused {given}: no worker starts jobs of it"),
+            format!("`synthex resume {pool}` once it may go on"),
+        )
+    };
+    standing.paused.iter().map(note).collect()
 }
 
 pub(super) fn clock_of_broker(clock: &Result<Clock, String>) -> Vec<Finding> {

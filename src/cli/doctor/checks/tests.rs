@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::message::PoolState;
+use crate::transport::amqp::{Found, Presence};
+use crate::transport::topology::Declare;
 
 fn broker(text: &str) -> Option<Version> {
     Version::read(text)
@@ -98,6 +100,20 @@ fn what_is_declared_is_held_against_what_is_to_be() {
         Severity::Problem,
         "config apply",
     );
+    let missing = |count: usize| {
+        let one = |number| Found {
+            kind: "queue",
+            name: format!("n.q{number}"),
+            presence: Presence::Missing,
+        };
+        let there = found(Presence::Same);
+        topology(&[there, (1..=count).map(one).collect()].concat(), &active)
+    };
+    says(&missing(5), Severity::Note, "\"n.q4\", queue \"n.q5\"\n");
+    says(&missing(31), Severity::Note, "queue \"n.q5\", and 26 more\n");
+    let nothing = topology(&found(Presence::Missing)[1..], &active);
+    says(&nothing, Severity::Note, "none of the 1 exchanges and queues is there");
+    assert_eq!(nothing.len(), 1, "nor is all in order: {nothing:#?}");
     let differs = |argument: &str| {
         let words = format!("PRECONDITION_FAILED - inequivalent arg '{argument}' for queue 'n.jobs.p'");
         topology(&found(Presence::Differs(words)), &active)
@@ -119,6 +135,25 @@ fn what_is_declared_is_held_against_what_is_to_be() {
     );
     let odd = Presence::Hidden("RESOURCE_LOCKED".to_owned());
     says(&topology(&found(odd), &active), Severity::Problem, "RESOURCE_LOCKED");
+}
+
+#[test]
+fn each_paused_pool_is_noted_with_its_remedy() {
+    let given = |by: Option<&str>| Given {
+        at: Timestamp::UNIX_EPOCH,
+        by: by.map(str::to_owned),
+    };
+    let mut standing = Standing::default();
+    assert_eq!(pauses(&standing), []);
+    let paused = [("a".to_owned(), given(Some("me@here"))), ("b".to_owned(), given(None))];
+    standing.paused = paused.into();
+    let found = pauses(&standing);
+    says(
+        &found,
+        Severity::Note,
+        "pool \"a\" is paused since 1970-01-01T00:00:00Z by me@here",
+    );
+    says(&found, Severity::Note, "synthex resume b");
 }
 
 #[test]
