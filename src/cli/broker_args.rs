@@ -121,6 +121,11 @@ pub(super) trait ClientError {
     /// Whether trying again may help.
     fn is_transient(&self) -> bool;
 
+    /// Whether an exchange is missing, of those that whoever comes first declares.
+    fn is_missing_exchange(&self) -> bool {
+        false
+    }
+
     /// What to say and how to exit.
     fn into_failure(self) -> Failure;
 }
@@ -128,6 +133,10 @@ pub(super) trait ClientError {
 impl ClientError for TransportError {
     fn is_transient(&self) -> bool {
         Self::is_transient(self)
+    }
+
+    fn is_missing_exchange(&self) -> bool {
+        Self::is_missing_exchange(self)
     }
 
     fn into_failure(self) -> Failure {
@@ -138,6 +147,10 @@ impl ClientError for TransportError {
 impl ClientError for PublishError {
     fn is_transient(&self) -> bool {
         Self::is_transient(self)
+    }
+
+    fn is_missing_exchange(&self) -> bool {
+        matches!(self, Self::Transport(error) if error.is_missing_exchange())
     }
 
     fn into_failure(self) -> Failure {

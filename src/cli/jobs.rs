@@ -7,8 +7,8 @@ use super::exit::{Exit, Failure};
 use super::operator::{Operator, OperatorArgs, out};
 use super::{print, table};
 use crate::control::fleet::Wait;
-use crate::control::snapshot::JobRow;
-use crate::message::{JobState, Span};
+use crate::control::snapshot::{JobRow, Snapshot};
+use crate::message::{JobState, Span, nearest};
 
 const HEADING: [&str; 8] = ["JOB", "POOL", "STATE", "ATTEMPT", "PROGRAM", "AGE", "LEFT", "WORKER"];
 
@@ -76,6 +76,9 @@ async fn list(operator: &Operator<'_>, args: &JobsArgs) -> Result<Exit, Failure>
             && args.worker.as_ref().is_none_or(|worker| *worker == row.worker)
             && args.state.is_none_or(|state| JobState::from(state) == row.job.state)
     };
+    if let Some(worker) = &args.worker {
+        check_worker(worker, &snapshot, args.wait)?;
+    }
     let rows: Vec<&JobRow> = snapshot.jobs.iter().filter(is_meant).collect();
     if args.json {
         for row in &rows {
@@ -93,6 +96,18 @@ async fn list(operator: &Operator<'_>, args: &JobsArgs) -> Result<Exit, Failure>
         ));
     }
     Ok(Exit::Done)
+}
+
+/// A worker that does not answer is more than one that has no job.
+fn check_worker(worker: &str, snapshot: &Snapshot, wait: Span) -> Result<(), Failure> {
+    let mut answered = snapshot.workers.iter().map(|state| &*state.id);
+    if answered.any(|id| id == worker) {
+        return Ok(());
+    }
+    let hint = nearest::hint(worker, snapshot.workers.iter().map(|state| &*state.id));
+    let message =
+        format!("no worker {worker:?} answered within {wait}; `synthex workers` lists those that answer{hint}");
+    Err(Failure::new(Exit::Failure, message))
 }
 
 /// A row a job.

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use clap::Args;
 use nix::unistd::{Uid, User};
+use tokio::time::timeout;
 
 use super::broker_args::{BrokerArgs, ClientError, ConnectArgs, Patience};
 use super::exit::{Exit, Failure};
 use super::print;
+use crate::batch::{BatchId, registry};
 use crate::control::fleet::{self, Question, Target, Wait};
 use crate::control::snapshot::Snapshot;
 use crate::events;
@@ -66,8 +68,10 @@ impl<'a> Operator<'a> {
     /// Does `work` until the broker answers, as long as a client tries to reach it.
     pub(super) async fn persist<T, E: ClientError>(
         &self,
-        work: impl AsyncFnMut() -> Result<T, E>,
+        mut work: impl AsyncFnMut() -> Result<T, E>,
     ) -> Result<T, Failure> {
+        let namespace = self.namespace();
+        let work = async || work().await.map_err(|error| OperatorError { error, namespace });
         self.patience()?.persist(work).await
     }
 
@@ -104,9 +108,21 @@ impl<'a> Operator<'a> {
         if let Some(found) = self.queue_depth(&queue).await? {
             return Ok(found);
         }
-        let hint = nearest_pool(&self.broker, &self.names, pool).await;
-        let message = format!("pool {pool:?} has no queue {queue:?} on this broker{hint}");
-        Err(Failure::new(Exit::Config, message))
+        Err(no_queue(&self.broker, &self.names, pool).await)
+    }
+
+    /// Whether an id is that of a batch: of one that has its queue, or that submitters have spoken of. Their log is read if
+    /// that takes a moment: who asks has something else to do.
+    pub(super) async fn is_batch(&self, id: &JobId) -> Result<bool, Failure> {
+        let Ok(batch) = id.as_str().parse::<BatchId>() else {
+            return Ok(false);
+        };
+        let queue = self.names.batch_results(batch.as_str());
+        if self.queue_depth(&queue).await?.is_some() {
+            return Ok(true);
+        }
+        let reading = registry::known(&self.broker, &self.names, &batch);
+        Ok(matches!(timeout(BATCHES_WITHIN, reading).await, Ok(Ok(Some(_)))))
     }
 
     /// What the names of all exchanges and queues begin with.
@@ -202,21 +218,59 @@ pub(super) struct Inbox {
     pub(super) subscription: <Amqp as Transport>::Subscription,
 }
 
+/// What goes wrong for an operator. Of all things that may be missing, there is one that a fresh broker, or a slip in the
+/// namespace, brings about, whatever is asked.
+struct OperatorError<'a, E> {
+    error: E,
+    namespace: &'a str,
+}
+
+impl<E: ClientError> ClientError for OperatorError<'_, E> {
+    fn is_transient(&self) -> bool {
+        self.error.is_transient()
+    }
+
+    fn into_failure(self) -> Failure {
+        let is_missing_exchange = self.error.is_missing_exchange();
+        let failure = self.error.into_failure();
+        if !is_missing_exchange {
+            return failure;
+        }
+        let message = format!(
+            "nothing is declared in namespace {}: start a worker, run `synthex config apply`, or check --namespace ({})",
+            self.namespace, failure.message
+        );
+        Failure::new(failure.exit, message)
+    }
+}
+
+/// How long the log of batches may take to read.
+const BATCHES_WITHIN: Duration = Duration::from_secs(2);
 /// How long a hint may take.
 const HINT_WITHIN: Wait = Wait {
     most: Duration::from_secs(1),
     between: Duration::from_millis(300),
 };
 
-/// What to say of a pool that is not there: the nearest that a worker serves. A hint is not worth an error.
-pub(super) async fn nearest_pool(broker: &Amqp, names: &Names, pool: &str) -> String {
+/// What to say of a pool that nobody has declared, and what to do.
+pub(super) async fn no_queue(broker: &Amqp, names: &Names, pool: &str) -> Failure {
+    let (queue, hint) = (names.pool_queue(pool), nearest_pool(broker, names, pool).await);
+    let message = format!(
+        "pool {pool:?} has no queue {queue:?} on this broker; start a worker for it, or declare it with `synthex config \
+         apply`{hint}"
+    );
+    Failure::new(Exit::Config, message)
+}
+
+/// The nearest pool that a worker serves. A hint is not worth an error.
+async fn nearest_pool(broker: &Amqp, names: &Names, pool: &str) -> String {
     let ask = async {
         let (name, mut inbox) = broker.inbox().await.ok()?;
         let question = Question::new(names, Target::All, &Request::Ping {}, &name);
         broker.publish(&question.publication).await.ok()?;
         question.answers(&mut inbox, HINT_WITHIN).await.ok()
     };
-    let answers = tokio::time::timeout(2 * HINT_WITHIN.most, ask).await;
+    let answers = timeout(2 * HINT_WITHIN.most, ask).await;
     let workers = fleet::states(answers.ok().flatten().unwrap_or_default());
     let served = workers.iter().flat_map(|worker| &worker.pools);
     nearest::hint(pool, served.map(|state| &*state.pool))

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::exit::{Exit, Failure};
-use super::operator::{Operator, OperatorArgs, out};
+use super::operator::{Operator, OperatorArgs, no_queue, out};
 use super::{print, table};
 use crate::control::fleet::Wait;
 use crate::control::snapshot::PoolRow;
@@ -39,14 +39,30 @@ pub(super) async fn run(args: PoolsArgs) -> Result<Exit, Failure> {
     operator.end(listed).await
 }
 
+/// Those that are there, and then of a slip in the name of another.
 async fn list(operator: &Operator<'_>, args: &PoolsArgs) -> Result<Exit, Failure> {
+    let (mut there, mut missing) = (Vec::new(), Vec::new());
     for pool in &args.pools {
-        operator.check_pool(pool).await?;
+        match operator.queue_depth(&operator.names().pool_queue(pool)).await? {
+            Some(_) => there.push(pool.clone()),
+            None => missing.push(no_queue(operator.broker(), operator.names(), pool).await.message),
+        }
     }
+    if missing.is_empty() || !there.is_empty() {
+        show(operator, args, &there).await?;
+    }
+    match missing.is_empty() {
+        true => Ok(Exit::Done),
+        false => Err(Failure::new(Exit::Config, missing.join("\n"))),
+    }
+}
+
+/// Shows these pools, or all that are served.
+async fn show(operator: &Operator<'_>, args: &PoolsArgs, pools: &[String]) -> Result<(), Failure> {
     let mut inbox = operator.inbox().await?;
     let wait = Wait::at_most(args.wait.get());
-    let mut rows = operator.snapshot(&mut inbox, &args.pools, wait).await?.pools;
-    rows.retain(|row| args.pools.is_empty() || args.pools.contains(&row.pool));
+    let mut rows = operator.snapshot(&mut inbox, pools, wait).await?.pools;
+    rows.retain(|row| pools.is_empty() || pools.contains(&row.pool));
     if args.json {
         for row in &rows {
             out(&print::json(row)).await?;
@@ -59,7 +75,7 @@ async fn list(operator: &Operator<'_>, args: &PoolsArgs) -> Result<Exit, Failure
     } else {
         out(&table(&rows)).await?;
     }
-    Ok(Exit::Done)
+    Ok(())
 }
 
 /// A row a pool.

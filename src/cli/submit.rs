@@ -4,15 +4,18 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args};
+use rustix::process::Signal;
 use tokio::io::AsyncReadExt;
-use tokio::time::Instant;
+use tokio::signal::unix::{self, SignalKind};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::broker_args::{BrokerArgs, ConnectArgs, Patience};
 use super::exit::{Exit, Failure};
 use super::job_args::JobArgs;
 use super::logs::{self, Printer};
-use super::operator::nearest_pool;
+use super::operator::no_queue;
 use super::{environment, print, run as local};
+use crate::control::standing::Standing;
 use crate::events::{self, Transcript};
 use crate::message::{Envelope, Job, JobId, JobResult, Properties, Span};
 use crate::transport::amqp::Amqp;
@@ -21,6 +24,8 @@ use crate::transport::{Delivery, Publication, QueueDepth, Routing, Subscription,
 
 /// How long a pool's queue may take to appear: its worker may have been started just before us.
 const QUEUE_APPEARS: Duration = Duration::from_secs(3);
+/// How long orders may take to read for a word about them.
+const ORDERS_WITHIN: Duration = Duration::from_secs(2);
 /// Most bytes of a job that are read: far more than any pool takes by default, and less than any broker takes.
 const JOB_MAX: u64 = 16 << 20;
 /// What makes a job.
@@ -35,7 +40,7 @@ const OUTPUT_COMES: Duration = Duration::from_secs(2);
 ///
 /// Prints the job's id. With --wait it prints the command's output instead and exits as the command did: its exit
 /// code, 128+n for a signal, 124 timed out, 137 out of memory, 126 or 127 not started, 125 for what Synthex or an
-/// operator ended.
+/// operator ended. Interrupted (Ctrl-C) it ends, and the job goes on.
 #[derive(Args)]
 #[command(override_usage = "synthex submit [OPTIONS] -- <CMD>...\n       synthex submit [OPTIONS] < JOB.json")]
 #[command(group = ArgGroup::new("waiting").multiple(true))]
@@ -131,6 +136,7 @@ struct Client {
 
 impl Client {
     async fn submit(&self, job: &Job, id: &JobId) -> Result<Exit, Failure> {
+        self.check_pool().await?;
         self.publish(job, id, None).await?;
         let text = if self.json {
             serde_json::json!({ "job_id": id, "pool": self.pool }).to_string()
@@ -145,13 +151,16 @@ impl Client {
 
     async fn submit_and_wait(&self, job: &Job, id: &JobId) -> Result<Exit, Failure> {
         let (reply_to, mut inbox) = self.patience.persist(async || self.broker.inbox().await).await?;
-        self.publish(job, id, Some(reply_to)).await?;
-        let result = self.in_time(id, self.final_result(&mut inbox, id)).await?;
-        if !self.json {
-            let shown = local::show(&result).await;
-            shown.map_err(|error| Failure::io("write the result", &error))?;
-        }
-        self.conclude(&result).await
+        let waiting = self.final_result(&mut inbox, id);
+        let (result, mut stop) = self.see_through(job, id, reply_to, waiting).await?;
+        let conclude = async {
+            if !self.json {
+                let shown = local::show(&result).await;
+                shown.map_err(|error| Failure::io("write the result", &error))?;
+            }
+            self.conclude(&result).await
+        };
+        stop.or("", conclude).await
     }
 
     /// The same, with what is written as it is written. What of that does not come is in the result.
@@ -160,9 +169,26 @@ impl Client {
         let overhear = async || self.broker.overhear(&topics, events::OVERHEARD_MAX).await;
         let (_, overheard) = self.patience.persist(overhear).await?;
         let (reply_to, inbox) = self.patience.persist(async || self.broker.inbox().await).await?;
-        self.publish(job, id, Some(reply_to)).await?;
-        let result = self.in_time(id, self.follow(overheard, inbox, id)).await?;
-        self.conclude(&result).await
+        let following = self.follow(overheard, inbox, id);
+        let (result, mut stop) = self.see_through(job, id, reply_to, following).await?;
+        stop.or("", self.conclude(&result)).await
+    }
+
+    /// Publishes a job and waits for its result. Whoever stops that is told that the job goes on without him.
+    async fn see_through<R>(
+        &self,
+        job: &Job,
+        id: &JobId,
+        reply_to: String,
+        waiting: impl Future<Output = Result<R, Failure>>,
+    ) -> Result<(R, Stop), Failure> {
+        let goes_on = |goes: &str| format!("job {id} {goes} on: `synthex logs -f {id}`, `synthex cancel {id}`");
+        self.check_pool().await?;
+        let mut stop = Stop::new()?;
+        stop.or(&goes_on("may go"), self.publish(job, id, Some(reply_to)))
+            .await?;
+        let result = stop.or(&goes_on("goes"), self.in_time(id, waiting)).await?;
+        Ok((result, stop))
     }
 
     /// Prints what the job writes until it has its final result.
@@ -192,15 +218,18 @@ impl Client {
     /// Waits for a result, no longer than is wanted.
     async fn in_time<R>(&self, id: &JobId, waiting: impl Future<Output = Result<R, Failure>>) -> Result<R, Failure> {
         let Some(limit) = self.limit else { return waiting.await };
-        tokio::time::timeout(limit.get(), waiting).await.unwrap_or_else(|_| {
+        timeout(limit.get(), waiting).await.unwrap_or_else(|_| {
             let message = format!("job {id} had no result within {limit}; it goes on");
             Err(Failure::new(Exit::TimedOut, message))
         })
     }
 
+    async fn check_pool(&self) -> Result<(), Failure> {
+        check_pool(&self.broker, &self.names, &self.pool, &self.patience).await
+    }
+
     /// Publishes until confirmed or out of patience, always under the same id.
     async fn publish(&self, job: &Job, id: &JobId, reply_to: Option<String>) -> Result<(), Failure> {
-        check_pool(&self.broker, &self.names, &self.pool, &self.patience).await?;
         let publication = self.publication(job, id, reply_to);
         self.patience
             .persist(async || self.broker.publish(&publication).await)
@@ -257,6 +286,33 @@ impl Client {
     }
 }
 
+/// The signals that ask to end, caught from the moment this is made.
+struct Stop {
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, Failure> {
+        let catch = |kind| unix::signal(kind).map_err(|error| Failure::io("catch signals", &error));
+        Ok(Self {
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+        })
+    }
+
+    /// Does `work` unless one comes; then there are last words, and the end is that of who does not catch it.
+    async fn or<R>(&mut self, last_words: &str, work: impl Future<Output = Result<R, Failure>>) -> Result<R, Failure> {
+        let signal = tokio::select! {
+            biased;
+            done = work => return done,
+            _ = self.interrupt.recv() => Signal::INT,
+            _ = self.terminate.recv() => Signal::TERM,
+        };
+        Err(Failure::new(Exit::Signal(signal), last_words))
+    }
+}
+
 /// Prints what a job writes.
 struct Follower {
     transcript: Transcript,
@@ -295,7 +351,7 @@ impl Follower {
             Ok(())
         };
         if is_cut {
-            tokio::time::timeout(OUTPUT_COMES, rest).await.unwrap_or(Ok(()))?;
+            timeout(OUTPUT_COMES, rest).await.unwrap_or(Ok(()))?;
         } else {
             drop(rest);
         }
@@ -311,25 +367,27 @@ pub(super) async fn check_pool(broker: &Amqp, names: &Names, pool: &str, patienc
     loop {
         match patience.persist(async || broker.queue_depth(&queue).await).await? {
             Some(depth) => {
-                warn_of_idleness(pool, depth);
+                warn_of_idleness(broker, names, pool, depth).await;
                 return Ok(());
             }
             None if Instant::now() >= appears_until => break,
-            None => tokio::time::sleep(QUEUE_APPEARS / 10).await,
+            None => sleep(QUEUE_APPEARS / 10).await,
         }
     }
-    let hint = nearest_pool(broker, names, pool).await;
-    let message = format!(
-        "pool {pool:?} has no queue {queue:?} on this broker; start a worker for it, or declare it with `synthex config \
-         apply`{hint}"
-    );
-    Err(Failure::new(Exit::Config, message))
+    Err(no_queue(broker, names, pool).await)
 }
 
-fn warn_of_idleness(pool: &str, depth: QueueDepth) {
-    if depth.consumers == 0 {
-        print::note(&format!("no worker serves pool {pool:?} now; the job waits for one"));
+/// Nobody takes jobs of a pool that no worker serves, nor of one that is paused. Who may not read orders is not told which.
+async fn warn_of_idleness(broker: &Amqp, names: &Names, pool: &str, depth: QueueDepth) {
+    if depth.consumers > 0 {
+        return;
     }
+    let standing = timeout(ORDERS_WITHIN, Standing::read(broker, names, None)).await;
+    let paused = standing.ok().and_then(Result::ok).unwrap_or_default().paused;
+    print::note(&match paused.get(pool) {
+        Some(given) => format!("pool {pool:?} is paused {given}, and its jobs wait: `synthex resume {pool}`"),
+        None => format!("no worker serves pool {pool:?} now; the job waits for one"),
+    });
 }
 
 async fn read(delivery: Delivery) -> Result<JobResult, Failure> {

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::bench::{Bench, Gate, Worker, assert_has};
 use crate::support::cli::Cli;
+use crate::support::process::Signal;
 
 fn serving() -> (Bench, Worker) {
     let bench = Bench::new();
@@ -91,6 +92,33 @@ fn submit_gives_up_waiting_in_time_and_the_job_goes_on() {
     gate.open();
     let result = bench.result().json();
     assert_has(&result, &json!({"job_id": id, "status": "succeeded"}));
+}
+
+#[test]
+fn submit_that_is_interrupted_says_that_the_job_goes_on_and_under_which_name() {
+    let (bench, _worker) = serving();
+    for (flag, signal) in [("--wait", Signal::INT), ("--follow", Signal::TERM)] {
+        let id = format!("left-{}-{}", bench.namespace, &flag[2..]);
+        let gate = Gate::new(&bench, &id);
+        let job = gate.job();
+        let script = job["script"].as_str().expect("it is a script");
+        let args = ["submit", flag, "--id", &id, "--", "sh", "-c", script];
+        let waiting = bench.synthex(&args).spawn();
+        gate.started();
+        waiting.signal(signal);
+        let ended = waiting.wait();
+        // As it ends that has caught nothing, so that a shell's loop ends too.
+        assert_eq!(ended.signal, Some(signal.as_raw()), "{ended:?}");
+        // That it goes on for sure is known once the broker has confirmed it.
+        let words = format!(" on: `synthex logs -f {id}`, `synthex cancel {id}`\n");
+        assert!(
+            ended.stderr.starts_with(&format!("synthex: job {id} ")),
+            "{}",
+            ended.stderr
+        );
+        assert!(ended.stderr.ends_with(&words), "{}", ended.stderr);
+        gate.open();
+    }
 }
 
 #[test]
