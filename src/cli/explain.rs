@@ -55,8 +55,13 @@ pub(super) async fn run(args: ExplainArgs) -> Result<Exit, Failure> {
 
 async fn tell(operator: &Operator<'_>, args: &ExplainArgs) -> Result<Exit, Failure> {
     let mut inbox = operator.inbox().await?;
-    let facts = gather(operator, &mut inbox, args).await?;
+    let mut facts = gather(operator, &mut inbox, args).await?;
     let mut explanation = explain::explain(&args.id, &facts, now());
+    // What is in no place of its own may be no job at all.
+    if !explanation.verdict.is_sure() && operator.is_batch(&args.id).await? {
+        facts.is_batch = true;
+        explanation = explain::explain(&args.id, &facts, now());
+    }
     let is_known = explanation.verdict != Verdict::Unknown;
     if !is_known {
         explanation

@@ -28,6 +28,8 @@ pub struct Facts {
     pub look: Look,
     /// Its dead letters.
     pub letters: Vec<Letter>,
+    /// Whether it is the id of a batch.
+    pub is_batch: bool,
     /// The pools whose queues it may be in, each with its queue if there is one.
     pub pools: Vec<(String, Option<QueueDepth>)>,
 }
@@ -109,6 +111,8 @@ pub enum Verdict {
         #[schemars(with = "String", extend("format" = "date-time"))]
         at: Timestamp,
     },
+    /// It is no job but a batch.
+    Batch,
     /// An operator has cancelled it: a worker says so when it comes to it.
     Cancelled {
         /// When.
@@ -161,6 +165,29 @@ pub enum Verdict {
     Unknown,
 }
 
+impl Verdict {
+    /// Whether it is known where the job is, or how it ended. Else what is said is of a queue that it may be in.
+    #[must_use]
+    pub fn is_sure(&self) -> bool {
+        match self {
+            Self::Running { .. }
+            | Self::Settling { .. }
+            | Self::WaitsForSlot { .. }
+            | Self::Delayed { .. }
+            | Self::Dead { .. }
+            | Self::Finished { .. }
+            | Self::Batch => true,
+            Self::Cancelled { .. }
+            | Self::NoQueue { .. }
+            | Self::Paused { .. }
+            | Self::NoConsumer { .. }
+            | Self::SlotsBusy { .. }
+            | Self::Queued { .. }
+            | Self::Unknown => false,
+        }
+    }
+}
+
 /// Says why a job does not run.
 #[must_use]
 pub fn explain(id: &JobId, facts: &Facts, now: Timestamp) -> Explanation {
@@ -180,6 +207,7 @@ fn judge(facts: &Facts, now: Timestamp) -> Verdict {
         .or_else(|| delayed(facts))
         .or_else(|| dead(facts))
         .or_else(|| recently(facts, now))
+        .or_else(|| facts.is_batch.then_some(Verdict::Batch))
         .or_else(|| facts.standing.cancelled.as_ref().map(cancelled))
         .or_else(|| queued(facts))
         .unwrap_or(Verdict::Unknown)

@@ -25,10 +25,12 @@ fn pools(bench: &Bench) -> Vec<Value> {
     workers(bench).iter().map(|worker| worker["pools"][0].clone()).collect()
 }
 
+/// Does it, and gives what is said of it.
 #[track_caller]
-fn operate(bench: &Bench, args: &[&str]) {
+fn operate(bench: &Bench, args: &[&str]) -> String {
     let done = bench.synthex(args).run().expect_code(0);
     assert_eq!(done.stdout, "", "words for people are no data");
+    done.stderr
 }
 
 /// A script that leaves a file.
@@ -93,11 +95,13 @@ fn running_prefetched_and_delayed_jobs_are_cancelled() {
     wait_until(PATIENCE, "the job runs", || begun.exists());
     bench.send("default", "prefetched", &leaves(&ran));
     let mut later = leaves(&ran);
-    later["not_before"] = (Timestamp::now() + SignedDuration::from_secs(2)).to_string().into();
+    later["not_before"] = (Timestamp::now() + SignedDuration::from_secs(5)).to_string().into();
     bench.send("default", "delayed", &later);
     worker.metric_becomes(r#"synthex_unacked{pool="default"}"#, 2.0);
 
-    operate(&bench, &["cancel", "running", "prefetched", "delayed"]);
+    let said = operate(&bench, &["cancel", "running", "prefetched", "delayed"]);
+    let doubt = "\nsynthex: no worker has job delayed now; the order stays in force for 7 days\n";
+    assert!(said.ends_with(doubt), "{said}");
     let replies = bench.replies(3);
     for id in ["running", "prefetched", "delayed"] {
         let reply = &replies[&(id.to_owned(), 1)];
@@ -153,11 +157,19 @@ fn jobs_are_cancelled_by_all_of_the_given_labels() {
 fn what_is_submitted_again_after_a_cancel_runs() {
     let bench = Bench::new();
     let worker = bench.worker(&[]);
-    operate(&bench, &["cancel", "again"]);
+    let said = operate(&bench, &["cancel", "again"]);
+    let doubt = "no worker has job again now; the order stays in force for 7 days\n";
+    assert!(said.ends_with(doubt), "{said}");
     let again = ["submit", "--wait", "--id", "again", "--", "echo", "ran"];
     let done = bench.synthex(&again).run().expect_code(0);
     assert_eq!(done.stdout, "ran\n");
-    operate(&bench, &["cancel", "again"]);
+    let said = operate(&bench, &["cancel", "again"]);
+    assert!(said.contains("job again has ended at "), "{said}");
+    let said = operate(&bench, &["cancel", "again", "other"]);
+    assert!(
+        said.contains("no worker has 2 of these jobs now (again, other)"),
+        "{said}"
+    );
     let done = bench.synthex(&again).run().expect_code(0);
     assert_eq!(done.stdout, "ran\n");
     worker.stop();
@@ -272,10 +284,50 @@ fn a_pool_is_drained_when_no_worker_has_a_job_of_it() {
 }
 
 #[test]
+fn the_id_of_a_batch_is_none_of_a_job() {
+    let bench = Bench::new();
+    let pool = bench.pool("pool = \"default\"\nslots = 2\n");
+    bench.synthex(&["config", "apply", &pool]).run().expect_code(0);
+    let batch = ["batch", "--detach", "--range", "1-2", "--", "true"];
+    let id = bench.synthex(&batch).run().expect_code(0).stdout.trim().to_owned();
+    let is_refused = || {
+        let refused = bench.synthex(&["cancel", "--json", "job", &id]).run().expect_code(2);
+        assert_eq!(refused.stdout, "", "nothing is ordered");
+        let remedy = format!("{id} is a batch: `synthex batch cancel {id}`");
+        assert!(refused.stderr.contains(&remedy), "{}", refused.stderr);
+        let explained = bench.synthex(&["explain", &id, "--wait", "600ms"]).run().expect_code(0);
+        assert_eq!(explained.stdout, format!("{id} is a batch and no job\n"));
+        let remedy = format!("synthex batch status {id}");
+        assert!(explained.stderr.contains(&remedy), "{}", explained.stderr);
+    };
+    is_refused();
+    let worker = bench.worker(&[&pool]);
+    bench.synthex(&["batch", "wait", &id]).run().expect_code(0); // for it ran
+    bench.synthex(&["batch", "results", &id]).run().expect_code(0);
+    assert_eq!(bench.rabbit.size(&bench.named(&format!("batch.{id}"))), None);
+    is_refused();
+    worker.stop();
+}
+
+#[test]
 fn an_operator_is_told_what_is_not_there() {
     let bench = Bench::new();
-    let missing = bench.synthex(&["cancel", "any"]).run().expect_code(78);
-    assert!(missing.stderr.contains(&bench.named("control")), "{}", missing.stderr);
+    for args in [
+        &["workers"][..],
+        &["pools"],
+        &["jobs"],
+        &["top", "--once"],
+        &["explain", "any"],
+        &["logs", "any"],
+        &["logs", "-f", "any"],
+        &["cancel", "any"],
+    ] {
+        let missing = bench.synthex(args).run().expect_code(78);
+        let nothing = format!("nothing is declared in namespace {}: start a worker", bench.namespace);
+        for part in [nothing.as_str(), "`synthex config apply`", "--namespace"] {
+            assert!(missing.stderr.contains(part), "{args:?}: {}", missing.stderr);
+        }
+    }
     let worker = bench.worker(&[]);
     for args in [
         &["pause", "typo"][..],

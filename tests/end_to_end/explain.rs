@@ -88,6 +88,11 @@ fn those_that_wait_are_found(bench: &Bench) {
     let delayed = explained(bench, &["later"], 0);
     assert_has(&delayed, &json!({"verdict": "delayed", "pool": "default"}));
     assert!(delayed["until"].is_string(), "{delayed}");
+    bench.synthex(&["cancel", "later"]).run().expect_code(0);
+    let cancelled = explained(bench, &["later"], 0);
+    assert_has(&cancelled, &json!({"verdict": "delayed"}));
+    let message = cancelled["message"].as_str().unwrap_or_default();
+    assert!(message.contains("it is cancelled since "), "{message}");
     assert_has(
         &explained(bench, &["queued"], 0),
         &json!({"verdict": "slots_busy", "ready": 1, "slots": 1}),
@@ -131,6 +136,20 @@ fn a_queue_that_nobody_serves_or_that_is_paused_is_told_with_its_remedy() {
     let paused = explain(0);
     assert_has(&paused, &json!({"verdict": "paused", "remedy": "`synthex resume p`"}));
     assert!(paused["since"].is_string() && paused["by"].is_string(), "{paused}");
+    let submitted = bench
+        .synthex(&["submit", "--pool", "p", "--", "true"])
+        .run()
+        .expect_code(0);
+    let words = "pool \"p\" is paused since ";
+    assert!(
+        submitted.stderr.contains(words) && submitted.stderr.contains("`synthex resume p`"),
+        "{}",
+        submitted.stderr
+    );
+    let doctor = bench.synthex(&["doctor", &pool, "--json", "--wait", "300ms"]).run();
+    let found = doctor.expect_code(0).json_lines();
+    let is_note = |finding: &Value| finding["check"] == "paused" && finding["severity"] == "note";
+    assert!(found.iter().any(is_note), "{found:#?}");
 
     bench.synthex(&["cancel", "job"]).run().expect_code(0);
     assert_has(&explain(0), &json!({"verdict": "cancelled"}));

@@ -161,6 +161,42 @@ fn a_place_that_is_known_is_told() {
 }
 
 #[test]
+fn a_delayed_job_that_is_cancelled_is_told_as_such() {
+    let mut facts = with(|facts| facts.standing.cancelled = Some(given()));
+    facts.look.found = Some(Delayed {
+        pool: POOL.to_owned(),
+        until: None,
+    });
+    let (verdict, explanation) = verdict(&facts);
+    assert_eq!(verdict, "delayed");
+    let words = "; it is cancelled since 2030-03-17T17:46:42Z by me@here, unless it was submitted after that";
+    assert!(explanation.message.contains(words), "{explanation:?}");
+}
+
+#[test]
+fn an_id_of_a_batch_is_told_before_what_its_queue_may_hold() {
+    let mut facts = waiting(5, 0);
+    facts.standing.cancelled = Some(given());
+    facts.is_batch = true;
+    let (verdict, explanation) = verdict(&facts);
+    assert_eq!(verdict, "batch");
+    assert!(explanation.verdict.is_sure());
+    assert_eq!(explanation.message, "job-1 is a batch and no job");
+    let remedy = explanation.remedy.unwrap();
+    assert!(remedy.contains("synthex batch status job-1"), "{remedy}");
+    facts = recent(Fate::Finished {
+        attempt: 1,
+        status: Status::Succeeded,
+        is_final: true,
+    });
+    facts.is_batch = true;
+    assert!(matches!(
+        explain(&id(), &facts, at(10)).verdict,
+        Verdict::Finished { .. }
+    ));
+}
+
+#[test]
 fn what_keeps_the_queue_that_it_may_be_in_is_told() {
     let paused = |facts: &mut Facts| facts.standing.paused = [(POOL.to_owned(), given())].into();
     let two_pools = |facts: &mut Facts| {

@@ -5,9 +5,23 @@ use crate::message::JobId;
 
 /// A sentence, and what to do if there is something to do.
 pub(super) fn of(id: &JobId, verdict: &Verdict, facts: &Facts) -> (String, Option<String>) {
+    if *verdict == Verdict::Batch {
+        let remedy = format!("`synthex batch status {id}` says how far it is");
+        return (format!("{id} is a batch and no job"), Some(remedy));
+    }
     let known = of_place(id, verdict).or_else(|| of_queue(verdict));
     let (about, remedy) = known.unwrap_or_else(|| (unknown(facts), Some(where_to_look(id))));
-    (format!("job {id} {about}"), remedy)
+    (format!("job {id} {about}{}", cancel(verdict, facts)), remedy)
+}
+
+/// What an order will make of a job that nobody gets to yet.
+fn cancel(verdict: &Verdict, facts: &Facts) -> String {
+    match (verdict, &facts.standing.cancelled) {
+        (Verdict::Delayed { .. }, Some(given)) => {
+            format!("; it is cancelled {given}, unless it was submitted after that: it ends so when its delay is over")
+        }
+        _ => String::new(),
+    }
 }
 
 /// Of a job whose place is known.
