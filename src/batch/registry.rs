@@ -73,6 +73,11 @@ impl Known {
         self.finished = record.finished;
         self.said_at = record.at;
     }
+
+    /// Whether so many results are those of all items.
+    fn is_all(&self, ended: u64) -> bool {
+        self.is_submitted && self.total.is_some_and(|total| ended >= total)
+    }
 }
 
 /// How a batch is.
@@ -103,7 +108,7 @@ impl Overview {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         let finished: u64 = self.finished().values().sum();
-        self.known.has_ended || (self.known.is_submitted && self.known.total.is_some_and(|total| finished >= total))
+        self.known.has_ended || self.known.is_all(finished)
     }
 }
 
@@ -122,8 +127,8 @@ pub enum RegistryError {
     /// Results could not be written.
     #[error("{0}")]
     Write(#[from] io::Error),
-    /// Somebody else takes its results.
-    #[error("take results from queue {0:?}: its submitter takes them now")]
+    /// Somebody else has its results.
+    #[error("get results from queue {0:?}: its submitter takes them now, or somebody else looks at them")]
     Attended(String),
 }
 
@@ -222,10 +227,65 @@ async fn count<T: Transport>(transport: &T, queue: String) -> Result<BTreeMap<St
 /// What was fetched from a batch's queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fetched {
-    /// Final results that were written.
+    /// Final results that were given to the sink.
     pub written: u64,
+    /// How those ended that were taken before, unless the sink has them.
+    pub before: BTreeMap<Status, u64>,
     /// Whether the batch has no more.
     pub is_complete: bool,
+}
+
+/// Gives the results that wait in a batch's queue to `sink`, and leaves them there.
+///
+/// # Errors
+/// When the broker or the sink cannot be used; all results are still there.
+pub async fn look<T: Transport>(
+    transport: &T,
+    queue: String,
+    known: &Known,
+    sink: &mut dyn Sink,
+) -> Result<Fetched, RegistryError> {
+    let mut table = Table::default();
+    let mut fetched = Fetched {
+        before: known.finished.clone(),
+        ..Fetched::default()
+    };
+    if has_results(transport, &queue).await? > 0 {
+        let mut pass = Pass::begin(transport, queue).await?;
+        let shown = show(&mut pass, &mut table, sink).await;
+        pass.end().await;
+        fetched.written = shown?;
+    }
+    fetched.is_complete = known.is_all(table.ended() + fetched.before.values().sum::<u64>());
+    Ok(fetched)
+}
+
+/// Gives all results of a pass to the sink, and keeps their messages. Returns how many they are.
+async fn show<T: Transport>(
+    pass: &mut Pass<'_, T>,
+    table: &mut Table,
+    sink: &mut dyn Sink,
+) -> Result<u64, RegistryError> {
+    let (mut given, mut unflushed) = (0, 0);
+    while let Some(delivery) = pass.next().await? {
+        given += u64::from(give(&delivery, table, sink)?);
+        pass.keep(delivery);
+        unflushed += 1;
+        if unflushed == CHUNK {
+            sink.flush().await?;
+            unflushed = 0;
+        }
+    }
+    sink.flush().await?;
+    Ok(given)
+}
+
+/// How many messages wait in a batch's queue that nobody has.
+async fn has_results<T: Transport>(transport: &T, queue: &str) -> Result<u32, RegistryError> {
+    match transport.queue_depth(queue).await? {
+        Some(depth) if depth.consumers > 0 => Err(RegistryError::Attended(queue.to_owned())),
+        depth => Ok(depth.map_or(0, |depth| depth.messages)),
+    }
 }
 
 /// Gives the results that wait in a batch's queue to `sink`, and takes them from the queue once they are written. What `table`
@@ -241,18 +301,13 @@ pub async fn fetch<T: Transport>(
     mut table: Table,
 ) -> Result<Fetched, RegistryError> {
     let queue = herald.names.batch_results(herald.batch.as_str());
-    let before = if table.ended() > 0 {
-        BTreeMap::new()
-    } else {
-        known.finished.clone()
-    };
     let mut fetched = Fetched::default();
-    if let Some(depth) = transport.queue_depth(&queue).await? {
-        if depth.consumers > 0 {
-            return Err(RegistryError::Attended(queue));
-        }
+    if table.ended() == 0 {
+        fetched.before.clone_from(&known.finished);
+    }
+    let mut rest = has_results(transport, &queue).await?;
+    if rest > 0 {
         let mut inbox = transport.subscribe(&request(queue.clone(), PREFETCH, None)).await?;
-        let mut rest = depth.messages;
         while rest > 0 {
             let taken = take(&mut inbox, rest, &mut table, sink, &mut fetched.written).await?;
             rest = rest.saturating_sub(u32::try_from(taken.len()).unwrap_or(u32::MAX));
@@ -267,11 +322,10 @@ pub async fn fetch<T: Transport>(
         }
     }
     let mut finished = table.counts();
-    for (status, count) in before {
-        *finished.entry(status).or_default() += count;
+    for (status, count) in &fetched.before {
+        *finished.entry(*status).or_default() += count;
     }
-    let ended: u64 = finished.values().sum();
-    fetched.is_complete = known.is_submitted && known.total.is_some_and(|total| ended >= total);
+    fetched.is_complete = known.is_all(finished.values().sum());
     let event = match fetched.is_complete {
         true => BatchEvent::Ended,
         false => BatchEvent::Progress,
@@ -296,24 +350,30 @@ async fn take(
     while taken.len() < wanted
         && let Ok(Some(delivery)) = timeout(PATIENCE, inbox.next()).await
     {
-        let id = delivery.envelope.properties.correlation_id.as_deref();
-        let submission = id.and_then(|id| id.parse::<Submission>().ok());
-        if let (Some(submission), Ok(result)) = (submission, JobResult::decode(&delivery.envelope.body))
-            && result.is_final
-            && table.finish(submission, result.status)
-        {
-            *written += 1;
-            sink.take(&Finished {
-                seq: submission.seq,
-                submission: submission.number,
-                name: &Name::default(),
-                result: &result,
-                json: &delivery.envelope.body,
-            })?;
-        }
+        *written += u64::from(give(&delivery, table, sink)?);
         taken.push(delivery);
     }
     Ok(taken)
+}
+
+/// Gives a result to the sink, if it is a final one that the table does not have. Returns whether it was.
+fn give(delivery: &Delivery, table: &mut Table, sink: &mut dyn Sink) -> io::Result<bool> {
+    let id = delivery.envelope.properties.correlation_id.as_deref();
+    let submission = id.and_then(|id| id.parse::<Submission>().ok());
+    if let (Some(submission), Ok(result)) = (submission, JobResult::decode(&delivery.envelope.body))
+        && result.is_final
+        && table.finish(submission, result.status)
+    {
+        sink.take(&Finished {
+            seq: submission.seq,
+            submission: submission.number,
+            name: &Name::default(),
+            result: &result,
+            json: &delivery.envelope.body,
+        })?;
+        return Ok(true);
+    }
+    Ok(false)
 }
 
 fn request(queue: String, prefetch: u16, from: Option<StreamOffset>) -> Subscribe {

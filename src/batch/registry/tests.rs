@@ -17,6 +17,19 @@ struct Bench {
 #[derive(Default)]
 struct Given(Vec<(u64, u8)>);
 
+/// A reader that has gone away.
+struct Closed;
+
+impl Sink for Closed {
+    fn take(&mut self, _: &Finished<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&mut self) -> crate::transport::BoxFuture<'_, io::Result<()>> {
+        Box::pin(std::future::ready(Err(io::ErrorKind::BrokenPipe.into())))
+    }
+}
+
 impl Sink for Given {
     fn take(&mut self, finished: &Finished<'_>) -> io::Result<()> {
         self.0.push((finished.seq, finished.submission));
@@ -73,6 +86,11 @@ impl Bench {
     async fn overview(&self) -> Option<Overview> {
         let Herald { names, batch, .. } = &self.herald;
         overview(&self.broker, names, batch).await.unwrap()
+    }
+
+    async fn look(&self, sink: &mut dyn Sink) -> Result<Fetched, RegistryError> {
+        let known = self.overview().await.unwrap().known;
+        look(&self.broker, "n.batch.b".to_owned(), &known, sink).await
     }
 
     async fn fetch(&self, table: Table) -> (Fetched, Vec<(u64, u8)>) {
@@ -154,6 +172,34 @@ async fn results_are_fetched_once_and_counted_over_all_fetches() {
         [(Status::Succeeded, 1), (Status::Failed, 2)].into()
     );
     assert_eq!(bench.broker.queue_depth("n.batch.b").await.unwrap(), None, "it is gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn to_look_at_results_leaves_them_whoever_reads() {
+    let bench = Bench::new().await;
+    bench
+        .say(BatchEvent::Submitted, Some(4), &[(Status::Rejected, 1)])
+        .await;
+    bench.result("1", Status::Failed, false).await;
+    bench.result("1", Status::Succeeded, true).await;
+    bench.result("1", Status::Succeeded, true).await;
+    for ended in 2..=3 {
+        bench.result(&ended.to_string(), Status::Succeeded, true).await;
+        let error = bench.look(&mut Closed).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Write(_)), "{error}");
+        let mut given = Given::default();
+        let seen = bench.look(&mut given).await.unwrap();
+        given.0.sort_unstable();
+        assert_eq!(given.0, Vec::from_iter((1..=ended).map(|seq| (seq, 1))));
+        assert_eq!(
+            (seen.written, seen.before, seen.is_complete),
+            (ended, [(Status::Rejected, 1)].into(), ended == 3)
+        );
+    }
+    let (_, given) = bench.fetch(Table::default()).await;
+    assert_eq!(given.len(), 3, "they were there to be fetched");
+    let nothing = bench.look(&mut Closed).await;
+    assert_eq!(nothing.unwrap().before.values().sum::<u64>(), 4);
 }
 
 #[tokio::test(start_paused = true)]

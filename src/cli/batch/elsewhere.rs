@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::order_of_cancel;
-use crate::batch::registry::{self, Overview, RegistryError};
+use crate::batch::registry::{self, Fetched, Overview, RegistryError};
 use crate::batch::results::{Durability, ResultsFile, write_line};
 use crate::batch::{BatchId, Finished, Herald, Sink, Table};
 use crate::cli::broker_args::ClientError;
@@ -30,9 +30,10 @@ pub(in crate::cli) enum BatchCommand {
     Status(StatusArgs),
     /// Wait until a batch has ended, and exit as it did: 0, or 3 if some job did not succeed
     Wait(WaitArgs),
-    /// Take the results of a batch that nobody takes, as lines on stdout or into a file
+    /// Show the results of a batch that wait, as JSON lines, or take them into a file
     ///
-    /// They are taken from the broker once they are written. With --results the same file again gets what has come since.
+    /// Shown on stdout they stay on the broker, to be seen again. With --results FILE they are taken from it once they are on
+    /// disk, and the same file again gets what has come since.
     Results(ResultsArgs),
     /// Cancel all jobs of a batch that have not ended
     Cancel(CancelArgs),
@@ -67,9 +68,12 @@ pub(in crate::cli) struct WaitArgs {
 pub(in crate::cli) struct ResultsArgs {
     /// The batch
     id: BatchId,
-    /// Append them to this file
+    /// Append them to this file, and take them from the broker
     #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
+    /// Print one result object a line, as it does anyway
+    #[arg(long, conflicts_with = "results")]
+    json: bool,
     #[command(flatten)]
     operator: OperatorArgs,
 }
@@ -152,27 +156,43 @@ async fn until_complete(operator: &Operator<'_>, id: &BatchId) -> Result<Overvie
 }
 
 async fn results(operator: &Operator<'_>, args: &ResultsArgs) -> Result<Exit, Failure> {
-    let known = overview(operator, &args.id).await?.known;
-    let mut table = Table::default();
-    let mut sink: Box<dyn Sink> = match &args.results {
-        Some(path) => {
-            let file = ResultsFile::open(path, Durability::Disk, &mut table);
-            Box::new(file.map_err(|error| Failure::new(Exit::Usage, error.to_string()))?)
+    let (broker, names, id) = (operator.broker(), operator.names(), &args.id);
+    let known = operator
+        .persist(async || registry::known(broker, names, id).await)
+        .await?;
+    let known = known.ok_or_else(|| unknown(operator, id))?;
+    let fetched = match &args.results {
+        None => {
+            let queue = names.batch_results(id.as_str());
+            registry::look(broker, queue, &known, &mut Stdout(Vec::new())).await
         }
-        None => Box::new(Stdout(Vec::new())),
+        Some(path) => {
+            let mut table = Table::default();
+            let file = ResultsFile::open(path, Durability::Disk, &mut table);
+            let mut file = file.map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+            let herald = Herald {
+                names: names.clone(),
+                batch: id.clone(),
+                pool: known.pool.clone(),
+                by: who(),
+            };
+            registry::fetch(broker, &herald, &known, &mut file, table).await
+        }
     };
-    let herald = Herald {
-        names: operator.names().clone(),
-        batch: args.id.clone(),
-        pool: known.pool.clone(),
-        by: who(),
-    };
-    let fetched = registry::fetch(operator.broker(), &herald, &known, &mut *sink, table).await;
-    let fetched = fetched.map_err(ClientError::into_failure)?;
+    tell_of_rest(&fetched.map_err(ClientError::into_failure)?);
+    Ok(Exit::Done)
+}
+
+/// Says what is not among the results that were written.
+fn tell_of_rest(fetched: &Fetched) {
+    let before: u64 = fetched.before.values().sum();
+    if fetched.written == 0 && before > 0 {
+        let how = words(&fetched.before);
+        print::note(&format!("no results wait: {before} were taken before{how}"));
+    }
     if !fetched.is_complete {
         print::note(&format!("{} results so far; the batch goes on", fetched.written));
     }
-    Ok(Exit::Done)
 }
 
 async fn cancel(operator: &Operator<'_>, args: &CancelArgs) -> Result<Exit, Failure> {
@@ -193,12 +213,14 @@ async fn cancel(operator: &Operator<'_>, args: &CancelArgs) -> Result<Exit, Fail
 async fn overview(operator: &Operator<'_>, id: &BatchId) -> Result<Overview, Failure> {
     let look = async || registry::overview(operator.broker(), operator.names(), id).await;
     let found = operator.persist(look).await?;
-    found.ok_or_else(|| {
-        let log = operator.names().batches();
-        let message =
-            format!("batch {id} is not known here: nobody has said anything of it in {log:?} in the last 14 days");
-        Failure::new(Exit::Usage, message)
-    })
+    found.ok_or_else(|| unknown(operator, id))
+}
+
+fn unknown(operator: &Operator<'_>, id: &BatchId) -> Failure {
+    let log = operator.names().batches();
+    let message =
+        format!("batch {id} is not known here: nobody has said anything of it in {log:?} in the last 14 days");
+    Failure::new(Exit::Usage, message)
 }
 
 async fn tell(id: &BatchId, overview: &Overview, json: bool) -> Result<(), Failure> {
@@ -275,6 +297,9 @@ impl ClientError for RegistryError {
         match self {
             Self::Transport(error) => error.into_failure(),
             Self::Publish(error) => error.into_failure(),
+            Self::Write(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                Failure::new(Exit::Failure, "stopped: nobody reads the results any more")
+            }
             Self::Write(error) => Failure::io("write results", &error),
             Self::Look(_) | Self::Attended(_) => Failure::new(Exit::Unavailable, format!("failed to {self}")),
         }
