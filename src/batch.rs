@@ -26,6 +26,7 @@ pub mod results;
 pub mod sinks;
 mod table;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
@@ -160,8 +161,8 @@ pub enum Progress {
     Published(u64),
     /// So many items had ended before this submitter began.
     Resumed {
-        /// Final results of earlier runs.
-        finished: u64,
+        /// Final results of earlier runs, by status, without what is submitted again.
+        finished: BTreeMap<Status, u64>,
         /// Published by an earlier run, and awaited.
         awaited: u64,
     },

@@ -195,8 +195,9 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
     }
 
     fn tell_of_earlier_runs(&mut self) {
-        let (finished, awaited) = (self.table.ended(), self.table.awaiting());
-        if finished + awaited > 0 {
+        let (mut finished, awaited) = (self.table.settled(), self.table.awaiting());
+        finished.retain(|status, _| *status == Status::Succeeded || !self.plan.retry_failed);
+        if awaited > 0 || !finished.is_empty() {
             self.watcher.on(&Progress::Resumed { finished, awaited });
         }
     }
@@ -522,6 +523,7 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
             } else {
                 self.table.awaiting()
             },
+            cancelled: self.end.cancelled && self.cancelling.is_none(),
             unfinished: self.open.into_values().map(|name| name.origin).collect(),
             cut_short: self.end.cut_short || self.reading == Reading::Open,
             ..self.end

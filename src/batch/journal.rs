@@ -78,6 +78,41 @@ pub enum JournalError {
         /// As it was asked for.
         is: String,
     },
+    /// It was begun by the other of the two commands that keep one.
+    #[error("{} was begun by {was}, and this is {is}; to begin anew, name another results file", path.display())]
+    OtherCommand {
+        /// The file.
+        path: PathBuf,
+        /// The command that began it.
+        was: String,
+        /// The command that was asked for.
+        is: String,
+    },
+    /// It has jobs, and the results file is gone: what had ended would be awaited for ever.
+    #[error(
+        "{} is missing, but {} says that {} submitted; to begin anew remove it too",
+        results.display(), path.display(), were(*jobs)
+    )]
+    NoResults {
+        /// The file.
+        path: PathBuf,
+        /// The results file.
+        results: PathBuf,
+        /// How many jobs were submitted.
+        jobs: u64,
+    },
+    /// There are results, and no journal of them: whatever the input is now would count as done.
+    #[error(
+        "{} has results of a batch, but {} is not there, so nobody can tell whether the input is the same; restore it, or \
+         remove both",
+        results.display(), path.display()
+    )]
+    NoJournal {
+        /// The file.
+        path: PathBuf,
+        /// The results file.
+        results: PathBuf,
+    },
 }
 
 /// The journal of a batch, which nobody else has open.
@@ -102,8 +137,10 @@ pub struct Checkpoint {
 }
 
 impl Journal {
-    /// Opens the journal of the results file `results`, made if it is not there. What it says was published is entered in
+    /// Opens the journal of the results file `results`, made if neither is there. What it says was published is entered in
     /// `table`.
+    ///
+    /// A submitter makes the results file before it publishes anything, so one of the two without the other was taken away.
     ///
     /// # Errors
     /// See [`JournalError`].
@@ -111,6 +148,12 @@ impl Journal {
         let mut path = results.as_os_str().to_owned();
         path.push(".batch");
         let path = PathBuf::from(path);
+        if length(results) > 0 && length(&path) == 0 {
+            return Err(JournalError::NoJournal {
+                path,
+                results: results.to_owned(),
+            });
+        }
         let failed = |what| {
             let path = path.clone();
             move |source| JournalError::Io { what, path, source }
@@ -145,6 +188,13 @@ impl Journal {
             journal.file.sync_data().map_err(failed("write"))?;
         }
         journal.check(header)?;
+        if table.awaiting() > 0 && !results.exists() {
+            return Err(JournalError::NoResults {
+                path,
+                results: results.to_owned(),
+                jobs: table.awaiting(),
+            });
+        }
         Ok(journal)
     }
 
@@ -228,6 +278,13 @@ impl Journal {
 
     fn check(&self, asked: &Header) -> Result<(), JournalError> {
         let (was, is) = (&self.header, asked);
+        if was.namespace.is_empty() != is.namespace.is_empty() {
+            return Err(JournalError::OtherCommand {
+                path: self.path.clone(),
+                was: command(was),
+                is: command(is),
+            });
+        }
         for (what, was, is) in [
             ("namespace", &was.namespace, &is.namespace),
             ("pool", &was.pool, &is.pool),
@@ -312,13 +369,33 @@ impl Journal {
 /// The input is not what it was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the input has changed since this batch was begun: {how}; go on with the input as it was, or begin anew with another \
-     results file (the batch is in {})",
+    "items, command or job options (--timeout, --env, --label ...) differ from those of the batch in {}: {how}; go on with \
+     them as they were, or begin anew with another results file",
     path.display()
 )]
 pub struct Changed {
     path: PathBuf,
     how: String,
+}
+
+/// The command that has such a header.
+fn command(header: &Header) -> String {
+    match &*header.namespace {
+        "" => "`synthex run`".to_owned(),
+        namespace => format!("`synthex batch` in namespace {namespace:?}"),
+    }
+}
+
+fn were(jobs: u64) -> String {
+    match jobs {
+        1 => "1 job was".to_owned(),
+        _ => format!("{jobs} jobs were"),
+    }
+}
+
+/// How long a file is; 0 for one that is not there.
+fn length(path: &Path) -> u64 {
+    path.metadata().map_or(0, |file| file.len())
 }
 
 /// Runs of neighbours of the same number: the first and the last of each.
@@ -346,8 +423,11 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            Self { folder }
+            let bench = Self {
+                folder: tempfile::tempdir().unwrap(),
+            };
+            std::fs::write(bench.results(), "").unwrap(); // as a submitter does before it publishes
+            bench
         }
 
         fn results(&self) -> PathBuf {
@@ -470,6 +550,60 @@ mod tests {
             std::fs::write(bench.file(), text).unwrap();
             let error = bench.open(&mut Table::default()).expect_err("no journal").to_string();
             assert!(error.contains(&format!("r.jsonl.batch:{line}: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_other_command_is_told_from_another_namespace() {
+        let named = |namespace: &str| Header {
+            namespace: namespace.to_owned(),
+            ..header("p")
+        };
+        for (began, goes_on, told) in [
+            (
+                "n",
+                "",
+                "was begun by `synthex batch` in namespace \"n\", and this is `synthex run`;",
+            ),
+            (
+                "",
+                "n",
+                "was begun by `synthex run`, and this is `synthex batch` in namespace \"n\";",
+            ),
+            ("n", "m", "for namespace \"n\", not \"m\";"),
+        ] {
+            let bench = Bench::new();
+            let open = |namespace| Journal::open(&bench.results(), &named(namespace), &mut Table::default());
+            drop(open(began).unwrap());
+            let error = open(goes_on).expect_err("another command").to_string();
+            assert!(error.contains(told), "{error}");
+        }
+    }
+
+    #[test]
+    fn jobs_without_a_results_file_and_results_without_a_journal_are_refused() {
+        let bench = Bench::new();
+        std::fs::remove_file(bench.results()).unwrap();
+        drop(bench.open(&mut Table::default()).unwrap());
+        let mut journal = bench.open(&mut Table::default()).unwrap(); // nothing was submitted
+        journal.confirm(&submissions(1..=3, 1), point(3, 1)).unwrap();
+        drop(journal);
+        let error = bench
+            .open(&mut Table::default())
+            .expect_err("they are gone")
+            .to_string();
+        assert!(
+            error.contains("r.jsonl is missing, but ") && error.contains(" 3 jobs were"),
+            "{error}"
+        );
+        std::fs::write(bench.results(), "").unwrap();
+        bench.open(&mut Table::default()).unwrap(); // a submitter was killed before the first result
+
+        std::fs::remove_file(bench.file()).unwrap();
+        std::fs::write(bench.results(), "{}\n").unwrap();
+        for _ in 0..2 {
+            let error = bench.open(&mut Table::default()).expect_err("it is gone").to_string();
+            assert!(error.contains("r.jsonl.batch is not there"), "{error}");
         }
     }
 

@@ -60,6 +60,14 @@ impl ResultsFile {
     }
 }
 
+/// Checks that a file has nothing but lines of results, and leaves it as it is.
+///
+/// # Errors
+/// When it cannot be read, or has other lines.
+pub fn check(path: &Path) -> io::Result<()> {
+    scan(&File::open(path)?, path, &mut Table::default()).map(drop)
+}
+
 impl Sink for ResultsFile {
     fn take(&mut self, finished: &Finished<'_>) -> io::Result<()> {
         if finished.result.is_final {

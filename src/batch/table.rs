@@ -131,6 +131,20 @@ impl Table {
         all.filter(|(_, count)| *count > 0).collect()
     }
 
+    /// The same without those that were submitted again, and are awaited.
+    #[must_use]
+    pub fn settled(&self) -> BTreeMap<Status, u64> {
+        let mut counts = BTreeMap::new();
+        for entry in self
+            .entries
+            .iter()
+            .filter(|entry| entry.finished > 0 && !entry.is_awaited())
+        {
+            *counts.entry(Status::ALL[usize::from(entry.status)]).or_default() += 1;
+        }
+        counts
+    }
+
     /// How many items have ended.
     #[must_use]
     pub fn ended(&self) -> u64 {
@@ -199,12 +213,14 @@ mod tests {
         let again = Submission { seq: 1, number: 2 };
         table.publish(again);
         assert_eq!(table.awaited(1), Some(again));
+        assert_eq!((table.ended(), table.settled()), (1, [].into()), "it goes on");
         assert!(
             !table.finish(first(1), Status::Succeeded),
             "of the first submission, late"
         );
         assert!(table.finish(again, Status::Succeeded));
         assert_eq!(table.counts(), [(Status::Succeeded, 1)].into());
+        assert_eq!(table.settled(), table.counts());
     }
 
     #[test]

@@ -19,8 +19,8 @@ use super::{environment, print, submit};
 use crate::app::Signals;
 use crate::batch::input::{Input, InputError};
 use crate::batch::{
-    self, AttachError, BatchId, Cancel, End, Engine, Herald, MAX_IN_FLIGHT, OnAbort, Plan, Progress, Results, Sink,
-    Watcher,
+    self, AttachError, BatchError, BatchId, Cancel, End, Engine, Herald, MAX_IN_FLIGHT, OnAbort, Plan, Progress,
+    Results, Sink, Watcher,
 };
 use crate::control::fleet;
 use crate::flow::retry::{Backoff, RECONNECT_MAX};
@@ -42,7 +42,7 @@ const CANCELLED_JOBS_END: Duration = Duration::from_secs(10);
 ///
 /// With --results the same command again goes on where it was: what has its result there is not run again, what was
 /// submitted and goes on is awaited. Interrupt it (Ctrl-C) to submit no more and wait for what was; once more to cancel
-/// that.
+/// that, and a third time to leave at once.
 ///
 /// With --detach it submits all, prints the batch's id and ends; then see `synthex batch status`, `wait`, `results` and
 /// `cancel`.
@@ -141,19 +141,19 @@ impl Client {
         sinks.extend(past.file.map(|file| Box::new(file) as Box<dyn Sink>));
         sinks.extend(args.view.files().await?);
         let results = self.begin(true, past.table.counts()).await?;
-        let mut view = View::new(&args.view, is_single);
+        let view = View::new(&args.view, is_single);
         let mut watcher = view.watcher();
         if let Some(total) = input.total() {
             watcher.on(&Progress::Total(total));
         }
         let window = args.policy.max_in_flight.unwrap_or(IN_ORDER);
-        let (source, printer) = pace(input, view.printer(), args.view.window(window));
         // Where all goes to a file, the output of a thousand jobs is not for a terminal, too.
-        if args.policy.results.is_none() || args.view.shows_results() {
-            sinks.push(printer);
-        } else {
-            view.tell_of_bad_items();
-        }
+        let printer = match args.policy.results.is_none() || args.view.shows_results() {
+            true => view.printer(),
+            false => view.teller(),
+        };
+        let (source, printer) = pace(input, printer, args.view.window(window));
+        sinks.push(printer);
         let mut plan = self.plan(args);
         plan.max_in_flight = window.get() as usize;
         let past = (past.table, past.journal);
@@ -165,9 +165,9 @@ impl Client {
             () = view.keep_showing() => unreachable!("it shows for ever"),
         };
         let end = engine.end(outcome);
-        self.say_how_it_ended(&end).await;
+        self.say_how_it_ended(&stop, &end).await;
         let results = args.policy.results.as_ref().map(|file| file.display().to_string());
-        let is_open = end.awaited > 0 || end.cut_short;
+        let is_open = end.awaited > 0 || (end.cut_short && end.submitted > 0);
         let exit = conclude(end, &view, results.as_deref()).await;
         if is_open && args.policy.results.is_none() {
             let batch = &self.herald.batch;
@@ -193,7 +193,7 @@ impl Client {
             ended = obey(signals, &stop) => ended,
         };
         let end = engine.end(outcome);
-        self.say_how_it_ended(&end).await;
+        self.say_how_it_ended(&stop, &end).await;
         let batch = &self.herald.batch;
         let text = match args.view.json {
             true => serde_json::json!({ "batch": batch, "submitted": end.submitted, "total": end.total }).to_string(),
@@ -205,6 +205,9 @@ impl Client {
         }
         if let Some(error) = end.source {
             return Err(input_args::failure(InputError::Io(error)));
+        }
+        if end.total == Some(0) {
+            print::note("no jobs");
         }
         if end.cut_short {
             print::note("stopped before the end of the input: the rest was not submitted");
@@ -259,7 +262,13 @@ impl Client {
     }
 
     /// Tells others, as far as there is a broker to tell. A batch that has ended needs no queue any more.
-    async fn say_how_it_ended(&self, end: &End) {
+    async fn say_how_it_ended(&self, stop: &Shutdown, end: &End) {
+        if stop.is_aborting() && !end.cancelled && end.awaited > 0 {
+            let batch = &self.herald.batch;
+            print::note(&format!(
+                "the broker has not taken the cancel: what was submitted goes on until `synthex batch cancel {batch}`"
+            ));
+        }
         let is_submitted = end.total.is_some() && !end.cut_short && end.error.is_none();
         let has_ended = is_submitted && end.awaited == 0;
         let event = match (has_ended, is_submitted) {
@@ -297,20 +306,21 @@ impl Watcher for BadLines {
     }
 }
 
-/// The first signal stops submitting, the second cancels.
-async fn obey<T>(mut signals: Signals, stop: &Shutdown) -> T {
-    loop {
-        let name = signals.next().await;
-        if stop.is_draining() {
-            print::note(&format!("{name} again: cancelling what was submitted"));
-            stop.abort();
-        } else {
-            print::note(&format!(
-                "{name}: submitting no more, and waiting for what was submitted; once more to cancel it"
-            ));
-            stop.drain();
-        }
-    }
+/// The first signal stops submitting, the second cancels; with the third this comes back, and nothing is waited for.
+async fn obey(mut signals: Signals, stop: &Shutdown) -> Result<(), BatchError> {
+    let name = signals.next().await;
+    print::note(&format!(
+        "{name}: submitting no more, and waiting for what was submitted; once more to cancel it"
+    ));
+    stop.drain();
+    let name = signals.next().await;
+    print::note(&format!(
+        "{name} again: cancelling what was submitted; once more to leave: the cancel stays in force"
+    ));
+    stop.abort();
+    let name = signals.next().await;
+    print::note(&format!("{name} a third time: leaving"));
+    Ok(())
 }
 
 /// Orders the batch's cancel, until the broker has taken the order.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -13,7 +13,7 @@ use super::{input_args, print};
 use crate::batch::halt::{After, Halt};
 use crate::batch::input::InputError;
 use crate::batch::journal::{Header, Journal, JournalError};
-use crate::batch::results::{Durability, ResultsFile};
+use crate::batch::results::{self, Durability, ResultsFile};
 use crate::batch::sinks::order;
 use crate::batch::{BatchError, BatchId, End, OnBad, Sink, Source, Table};
 use crate::message::Status;
@@ -25,6 +25,9 @@ const SHOWN: usize = 5;
 #[command(next_help_heading = "Batch")]
 pub(super) struct BatchPolicyArgs {
     /// Append each final result to this file, one JSON object a line; the same command again goes on where it was
+    ///
+    /// What commands write is in it, as `stdout` and `stderr`; `run` prints it, too, and `batch` only with --json, --tag or
+    /// --keep-order. How jobs fail is told on stderr by both.
     ///
     /// Beside it is a small file FILE.batch that says which batch it is, and what was submitted of it. Input that has changed
     /// is an error, but for what was added at its end.
@@ -106,7 +109,8 @@ impl BatchPolicyArgs {
                 Broker::Ours => (&mut lost, Durability::Process),
                 Broker::Shared => (&mut table, Durability::Disk),
             };
-            let journal = Journal::open(&results, &header, published).map_err(|error| journal_failure(&error))?;
+            let journal =
+                Journal::open(&results, &header, published).map_err(|error| journal_failure(&results, &error))?;
             let file = ResultsFile::open(&results, durability, &mut table);
             let file = file.map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
             Ok(Past {
@@ -122,11 +126,16 @@ impl BatchPolicyArgs {
     }
 }
 
-fn journal_failure(error: &JournalError) -> Failure {
+fn journal_failure(results: &Path, error: &JournalError) -> Failure {
     let exit = match error {
+        JournalError::NoJournal { .. } => {
+            // What is no results file at all has no journal, either.
+            let text = results::check(results).map_or_else(|other| other.to_string(), |()| error.to_string());
+            return Failure::new(Exit::Usage, text);
+        }
         JournalError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Exit::Usage,
         JournalError::Io { .. } => Exit::Failure,
-        JournalError::Busy(_) | JournalError::Bad { .. } | JournalError::Other { .. } => Exit::Usage,
+        _ => Exit::Usage,
     };
     Failure::new(exit, error.to_string())
 }
@@ -163,6 +172,10 @@ pub(super) fn pace<'a, S: Source>(
 
 /// Tells how a batch ended, and decides on the exit code.
 pub(super) async fn conclude(end: End, view: &View, results: Option<&str>) -> Result<Exit, Failure> {
+    if let Some(error @ BatchError::Changed(_)) = end.error {
+        view.clear().await; // a summary would be of another input's jobs
+        return Err(failure(error));
+    }
     let is_whole = end.error.is_none() && end.source.is_none() && !end.cut_short && end.awaited == 0;
     view.end(is_whole, results).await;
     if let Some((origin, error)) = &end.bad {

@@ -26,6 +26,7 @@ use super::{environment, print};
 use crate::batch::sinks::{JobLog, OutputDir};
 use crate::batch::{Progress, Sink, Watcher};
 pub(super) use printer::Printer;
+use printer::Shows;
 use screen::Screen;
 use tally::Tally;
 
@@ -118,6 +119,7 @@ pub(super) struct View {
     tag: bool,
     is_single: bool,
     says_all: bool,
+    says_failures: bool,
 }
 
 /// Counts for the view.
@@ -150,6 +152,7 @@ impl View {
             json: args.json,
             tag: args.tag,
             is_single,
+            says_failures: mode != Mode::Json,
             says_all: mode != Mode::None && (on_terminal || args.progress != Mode::Auto),
         }
     }
@@ -161,7 +164,18 @@ impl View {
 
     /// What results are shown by.
     pub(super) fn printer(&self) -> Printer {
-        Printer::new(self.screen.terminal(), self.json, self.tag, self.is_single)
+        let shows = if self.json { Shows::Json } else { Shows::Output };
+        Printer::new(self.screen.terminal(), shows, self.tag, self.is_single)
+    }
+
+    /// What tells of failures where results are not shown; not where programs read stderr.
+    pub(super) fn teller(&self) -> Printer {
+        let shows = if self.says_failures {
+            Shows::Failures
+        } else {
+            Shows::Nothing
+        };
+        Printer::new(self.screen.terminal(), shows, self.tag, self.is_single)
     }
 
     /// Whether it is of one command alone.
@@ -190,9 +204,9 @@ impl View {
         self.screen.show(snapshot, notes).await;
     }
 
-    /// Tells of items that are no jobs, where results, which tell of them too, are not shown.
-    pub(super) fn tell_of_bad_items(&mut self) {
-        self.screen.tell_of_bad_items();
+    /// Takes away what is shown of the progress.
+    pub(super) async fn clear(&self) {
+        self.screen.clear().await;
     }
 
     /// Shows what is left to show, and how it ended: at length where progress was shown, or `results` has the file that

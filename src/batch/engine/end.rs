@@ -24,7 +24,7 @@ pub struct End {
     pub unfinished: Vec<String>,
     /// It was stopped before all was submitted.
     pub cut_short: bool,
-    /// What was submitted was cancelled.
+    /// What was submitted was cancelled: the order is in force.
     pub cancelled: bool,
     /// Why it ended early.
     pub halted: Option<Halt>,

@@ -408,7 +408,7 @@ async fn what_had_ended_or_is_awaited_is_not_submitted_again() {
     assert_eq!(end.submitted, 1, "the fifth");
     assert_eq!(bench.seen.ends(), [(3, SUCCEEDED), (4, SUCCEEDED), (5, SUCCEEDED)]);
     let resumed = Progress::Resumed {
-        finished: 2,
+        finished: [(SUCCEEDED, 1), (Status::Failed, 1)].into(),
         awaited: 1,
     };
     assert!(bench.seen.log().progress.contains(&resumed));
@@ -429,6 +429,11 @@ async fn what_failed_is_submitted_again_if_asked() {
     };
     assert_eq!(bench.seen.log().taken, [(1, 2, SUCCEEDED)]);
     assert_eq!(end.counts, [(SUCCEEDED, 2)].into());
+    let resumed = Progress::Resumed {
+        finished: [(SUCCEEDED, 1)].into(),
+        awaited: 0,
+    };
+    assert!(bench.seen.log().progress.contains(&resumed), "the first has not ended");
 }
 
 #[tokio::test(start_paused = true)]
@@ -541,6 +546,7 @@ async fn changed_input_ends_it_before_anything_else_is_submitted() {
         };
         Journal::open(&folder.path().join("r"), &header, table).unwrap()
     };
+    std::fs::write(folder.path().join("r"), "").unwrap();
     let mut table = Table::default();
     let journal = open(&mut table);
     let stop = Shutdown::new();

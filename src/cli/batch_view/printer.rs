@@ -11,17 +11,29 @@ use crate::transport::BoxFuture;
 /// Prints results, as JSON or as the commands would have written their output.
 pub(in crate::cli) struct Printer {
     terminal: Terminal,
-    json: bool,
+    shows: Shows,
     tag: bool,
     is_single: bool,
     parts: Vec<(Stream, Vec<u8>)>,
 }
 
+/// What of each result is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shows {
+    /// The object.
+    Json,
+    /// What the command wrote, and how it failed.
+    Output,
+    /// How it failed: the output is elsewhere.
+    Failures,
+    Nothing,
+}
+
 impl Printer {
-    pub(super) fn new(terminal: Terminal, json: bool, tag: bool, is_single: bool) -> Self {
+    pub(super) fn new(terminal: Terminal, shows: Shows, tag: bool, is_single: bool) -> Self {
         Self {
             terminal,
-            json,
+            shows,
             tag,
             is_single,
             parts: Vec::new(),
@@ -53,14 +65,8 @@ impl Printer {
         Ok(())
     }
 
-    fn show(&mut self, finished: &Finished<'_>) -> io::Result<()> {
-        let JobResult {
-            job_id,
-            status,
-            stdout,
-            stderr,
-            ..
-        } = finished.result;
+    fn show_output(&mut self, finished: &Finished<'_>) -> io::Result<()> {
+        let JobResult { stdout, stderr, .. } = finished.result;
         self.output(Stream::Stdout, stdout, finished.name.tag())?;
         self.output(Stream::Stderr, stderr, finished.name.tag())?;
         for (name, output) in [("stdout", stdout), ("stderr", stderr)] {
@@ -71,6 +77,11 @@ impl Printer {
                 ));
             }
         }
+        Ok(())
+    }
+
+    fn tell_of_failure(&mut self, finished: &Finished<'_>) {
+        let JobResult { job_id, status, .. } = finished.result;
         if *status != Status::Succeeded {
             let origin = match &finished.name.origin {
                 origin if !self.is_single && !origin.is_empty() => format!(" ({origin})"),
@@ -78,7 +89,6 @@ impl Printer {
             };
             self.note(&format!("job {job_id}{origin} {}", describe(finished.result)));
         }
-        Ok(())
     }
 }
 
@@ -98,12 +108,19 @@ fn tagged(bytes: &[u8], tag: &str) -> Vec<u8> {
 
 impl Sink for Printer {
     fn take(&mut self, finished: &Finished<'_>) -> io::Result<()> {
-        if self.json {
-            self.push(Stream::Stdout, finished.json);
-            self.push(Stream::Stdout, b"\n");
-            return Ok(());
+        match self.shows {
+            Shows::Json => {
+                self.push(Stream::Stdout, finished.json);
+                self.push(Stream::Stdout, b"\n");
+            }
+            Shows::Output => {
+                self.show_output(finished)?;
+                self.tell_of_failure(finished);
+            }
+            Shows::Failures => self.tell_of_failure(finished),
+            Shows::Nothing => {}
         }
-        self.show(finished)
+        Ok(())
     }
 
     fn flush(&mut self) -> BoxFuture<'_, io::Result<()>> {

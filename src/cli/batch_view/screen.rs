@@ -22,7 +22,6 @@ const HZ: u8 = 20;
 pub(super) struct Screen {
     how: How,
     terminal: Terminal,
-    tells_of_bad_items: bool,
 }
 
 enum How {
@@ -62,7 +61,6 @@ impl Screen {
                 bar: Some(bar),
                 shares_stdout: io::stdout().is_terminal(),
             },
-            tells_of_bad_items: false,
         }
     }
 
@@ -87,16 +85,7 @@ impl Screen {
             bar: None,
             shares_stdout: false,
         };
-        Self {
-            how,
-            terminal,
-            tells_of_bad_items: false,
-        }
-    }
-
-    /// Tells people, too, of items that are no jobs.
-    pub(super) fn tell_of_bad_items(&mut self) {
-        self.tells_of_bad_items = true;
+        Self { how, terminal }
     }
 
     /// Where results are written.
@@ -131,17 +120,23 @@ impl Screen {
                     *told = Some(now);
                     push_json(&mut text, event("progress", json!(snapshot)));
                 }
-                return text;
             }
-            _ if self.tells_of_bad_items => notes.iter().for_each(|note| push_line(&mut text, &note.line())),
-            _ => {}
-        }
-        if let How::Lines(pace) = &self.how
-            && pace.lock().expect("no holder panics").is_due(now)
-        {
-            push_line(&mut text, &snapshot.line());
+            How::Lines(pace) if pace.lock().expect("no holder panics").is_due(now) => {
+                push_line(&mut text, &snapshot.line());
+            }
+            How::Bar | How::Lines(_) | How::Nothing => {}
         }
         text
+    }
+
+    /// Takes the bar away.
+    pub(super) async fn clear(&self) {
+        let terminal = self.terminal.clone();
+        let _ = blocking(move || {
+            terminal.clear();
+            Ok(())
+        })
+        .await;
     }
 
     /// Takes the bar away and tells how it ended: people by these lines, programs by an object.

@@ -26,7 +26,7 @@ pub(super) struct Tally {
     began: Instant,
     total: Option<u64>,
     published: u64,
-    finished_before: u64,
+    before: BTreeMap<Status, u64>,
     awaited: u64,
     by_status: BTreeMap<Status, u64>,
     again: u64,
@@ -46,7 +46,7 @@ pub(super) struct Slow {
     pub(super) title: String,
 }
 
-/// Something to tell programs at once, and people who are not shown the results.
+/// Something to tell programs at once; people hear of it by the result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(super) enum Note {
@@ -85,6 +85,8 @@ pub(super) struct Summary {
     pub(super) jobs: u64,
     pub(super) statuses: BTreeMap<Status, u64>,
     pub(super) finished_before: u64,
+    /// How those ended.
+    pub(super) statuses_before: BTreeMap<Status, u64>,
     pub(super) tried_again: u64,
     pub(super) bad: u64,
     #[serde(serialize_with = "seconds")]
@@ -111,7 +113,7 @@ impl Tally {
             began: now,
             total: None,
             published: 0,
-            finished_before: 0,
+            before: BTreeMap::new(),
             awaited: 0,
             by_status: BTreeMap::new(),
             again: 0,
@@ -141,7 +143,10 @@ impl Tally {
                 }
             }
             Progress::Published(count) => self.published += count,
-            Progress::Resumed { finished, awaited } => (self.finished_before, self.awaited) = (*finished, *awaited),
+            Progress::Resumed { finished, awaited } => {
+                self.before.clone_from(finished);
+                self.awaited = *awaited;
+            }
             Progress::Finished { is_final: false, .. } => self.again += 1,
             Progress::Finished {
                 status,
@@ -170,6 +175,11 @@ impl Tally {
         self.by_status.values().sum()
     }
 
+    /// Final results of earlier runs.
+    fn finished_before(&self) -> u64 {
+        self.before.values().sum()
+    }
+
     /// What is to be told, once.
     pub(super) fn take_notes(&mut self) -> Vec<Note> {
         let mut notes = std::mem::take(&mut self.notes);
@@ -183,7 +193,7 @@ impl Tally {
     pub(super) fn snapshot(&mut self, now: Instant) -> Snapshot {
         let finished = self.finished();
         let per_second = self.speed(now, finished);
-        let done = finished + self.finished_before;
+        let done = finished + self.finished_before();
         let left = self.total.map(|total| total.saturating_sub(done));
         let is_going = per_second > 0.0 && self.stalled.is_none();
         Snapshot {
@@ -222,7 +232,8 @@ impl Tally {
         Summary {
             jobs,
             statuses: self.by_status.clone(),
-            finished_before: self.finished_before,
+            finished_before: self.finished_before(),
+            statuses_before: self.before.clone(),
             tried_again: self.again,
             bad: self.bad,
             elapsed_seconds: elapsed,
@@ -293,15 +304,6 @@ impl Snapshot {
     }
 }
 
-impl Note {
-    pub(super) fn line(&self) -> String {
-        match self {
-            Self::BadItem { origin, message, .. } => format!("{origin}: not a job: {message}"),
-            Self::MoreBadItems { count } => format!("{count} more are not jobs"),
-        }
-    }
-}
-
 impl Summary {
     /// In words: first how many ended how, then how long it took and where the results are. `is_whole` says that nothing is
     /// missing.
@@ -311,7 +313,7 @@ impl Summary {
             return lines;
         }
         let mut other = Vec::new();
-        other.extend((self.finished_before > 0).then(|| format!("ended before: {}", self.finished_before)));
+        other.extend(self.before());
         other.extend((self.bad > 0).then(|| format!("not jobs: {}", self.bad)));
         other.extend((self.tried_again > 0).then(|| format!("tried again: {}", self.tried_again)));
         if !other.is_empty() {
@@ -331,16 +333,37 @@ impl Summary {
         lines
     }
 
+    /// What ended in earlier runs, and how to have another try at it.
+    fn before(&self) -> Option<String> {
+        let succeeded = self.statuses_before.get(&Status::Succeeded).copied().unwrap_or(0);
+        match self.finished_before {
+            0 => None,
+            count if count == succeeded => Some(format!("ended before: {count}")),
+            count => Some(format!(
+                "ended before: {count} ({}; --retry-failed submits {} again)",
+                counts(&self.statuses_before),
+                if succeeded > 0 { "the others" } else { "them" }
+            )),
+        }
+    }
+
     fn by_status(&self, is_whole: bool) -> Option<String> {
-        let counts = self.statuses.iter().map(|(status, count)| format!("{count} {status}"));
-        let counts: Vec<String> = counts.collect();
+        let counts = counts(&self.statuses);
         match self.jobs {
             0 if is_whole && self.finished_before > 0 => Some("no jobs were left".to_owned()),
             0 => is_whole.then(|| "no jobs".to_owned()),
-            1 => Some(format!("1 job: {}", counts.join(", "))),
-            jobs => Some(format!("{jobs} jobs: {}", counts.join(", "))),
+            1 => Some(format!("1 job: {counts}")),
+            jobs => Some(format!("{jobs} jobs: {counts}")),
         }
     }
+}
+
+fn counts(statuses: &BTreeMap<Status, u64>) -> String {
+    let each: Vec<String> = statuses
+        .iter()
+        .map(|(status, count)| format!("{count} {status}"))
+        .collect();
+    each.join(", ")
 }
 
 #[cfg(test)]

@@ -31,14 +31,14 @@ fn printed(mut printer: Printer, status: &str, stdout: &str, stderr: &str) -> Ve
     printer.parts.into_iter().map(text).collect()
 }
 
-fn printer(json: bool, tag: bool, is_single: bool) -> Printer {
-    Printer::new(Screen::nothing().terminal(), json, tag, is_single)
+fn printer(shows: Shows, tag: bool, is_single: bool) -> Printer {
+    Printer::new(Screen::nothing().terminal(), shows, tag, is_single)
 }
 
 #[test]
 fn output_goes_where_the_command_wrote_it() {
     assert_eq!(
-        printed(printer(false, false, false), "failed", "out\nmore", "err\n"),
+        printed(printer(Shows::Output, false, false), "failed", "out\nmore", "err\n"),
         [
             (Stream::Stdout, "out\nmore".to_owned()),
             (
@@ -49,23 +49,42 @@ fn output_goes_where_the_command_wrote_it() {
             ),
         ]
     );
-    let single = printed(printer(false, false, true), "failed", "", "");
+    let single = printed(printer(Shows::Output, false, true), "failed", "", "");
     assert!(single[0].1.starts_with("synthex: job j failed"), "{single:?}");
 }
 
 #[test]
 fn tagged_lines_begin_with_what_the_template_was_filled_with_and_end() {
     assert_eq!(
-        printed(printer(false, true, false), "succeeded", "a\n\nb", ""),
+        printed(printer(Shows::Output, true, false), "succeeded", "a\n\nb", ""),
         [(Stream::Stdout, "x\ta\nx\t\nx\tb\n".to_owned())]
     );
-    assert_eq!(printed(printer(false, true, false), "succeeded", "", ""), []);
+    assert_eq!(printed(printer(Shows::Output, true, false), "succeeded", "", ""), []);
+}
+
+#[test]
+fn failures_alone_are_told_where_the_output_is_elsewhere() {
+    assert_eq!(
+        printed(printer(Shows::Failures, false, false), "failed", "out\n", "err\n"),
+        [(
+            Stream::Stderr,
+            "synthex: job j (f:3) failed with exit code 1 (attempt 1)\n".to_owned()
+        )]
+    );
+    assert_eq!(
+        printed(printer(Shows::Failures, false, false), "succeeded", "out\n", ""),
+        []
+    );
+    assert_eq!(
+        printed(printer(Shows::Nothing, false, false), "failed", "out\n", ""),
+        []
+    );
 }
 
 #[test]
 fn json_is_one_result_a_line_and_nothing_else() {
     assert_eq!(
-        printed(printer(true, false, false), "failed", "out", "err"),
+        printed(printer(Shows::Json, false, false), "failed", "out", "err"),
         [(Stream::Stdout, "{}\n".to_owned())]
     );
 }

@@ -54,14 +54,3 @@ fn the_bar_is_known_by_its_total() {
         }
     }
 }
-
-#[test]
-fn bad_items_are_told_to_people_who_do_not_see_results() {
-    let begin = Instant::now();
-    let (mut screen, mut tally) = (Screen::lines(begin), Tally::new(begin));
-    let note = Note::MoreBadItems { count: 7 };
-    let mut told = |screen: &Screen| screen.text(&tally.snapshot(begin), std::slice::from_ref(&note), begin);
-    assert_eq!(told(&screen), "");
-    screen.tell_of_bad_items();
-    assert_eq!(told(&screen), "synthex: 7 more are not jobs\n");
-}

@@ -40,7 +40,7 @@ fn a_snapshot_says_how_far_it_is() {
         &[
             Progress::Total(100),
             Progress::Resumed {
-                finished: 20,
+                finished: [(Status::Succeeded, 15), (Status::Lost, 5)].into(),
                 awaited: 3,
             },
             Progress::Published(40),
@@ -135,7 +135,7 @@ fn the_slowest_are_few_and_in_order() {
 fn a_summary_tells_what_else_there_was() {
     let happened = [
         Progress::Resumed {
-            finished: 5,
+            finished: [(Status::Succeeded, 2), (Status::Cancelled, 3)].into(),
             awaited: 0,
         },
         bad("f:1"),
@@ -153,7 +153,7 @@ fn a_summary_tells_what_else_there_was() {
         tally.summary(now).lines(true, true, None),
         [
             "2 jobs: 1 succeeded, 1 failed",
-            "ended before: 5, not jobs: 1, tried again: 1",
+            "ended before: 5 (2 succeeded, 3 cancelled; --retry-failed submits the others again), not jobs: 1, tried again: 1",
             "took 2.0s, 1.0 jobs a second",
         ]
     );
@@ -162,6 +162,20 @@ fn a_summary_tells_what_else_there_was() {
     assert_eq!(tally.summary(now).lines(false, false, None), [""; 0]);
     let (tally, now) = after(2, &happened[..1]);
     assert_eq!(tally.summary(now).lines(true, false, None), ["no jobs were left"]);
+    for (before, told) in [
+        (Status::Succeeded, "ended before: 4"),
+        (
+            Status::Failed,
+            "ended before: 4 (4 failed; --retry-failed submits them again)",
+        ),
+    ] {
+        let resumed = Progress::Resumed {
+            finished: [(before, 4)].into(),
+            awaited: 0,
+        };
+        let (tally, now) = after(2, &[resumed]);
+        assert_eq!(tally.summary(now).lines(true, true, None)[1], told);
+    }
 }
 
 #[test]
@@ -174,7 +188,6 @@ fn bad_items_are_told_once_and_fill_no_memory() {
         json!(note),
         json!({"event": "bad_item", "origin": "f:1", "field": "timeout", "message": "timeout: no"})
     );
-    assert_eq!(note.line(), "f:1: not a job: timeout: no");
     assert_eq!(tally.take_notes(), []);
     (0..NOTES + 7).for_each(|_| tally.count(&bad("f")));
     let notes = tally.take_notes();
