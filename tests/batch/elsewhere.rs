@@ -37,6 +37,10 @@ fn a_detached_batch_is_followed_fetched_and_gone() {
         (&json!(true), &json!({"succeeded": 29, "failed": 1}))
     );
     assert_eq!(status(&fleet, &id), after, "to look takes nothing away");
+    for _ in 0..2 {
+        let seen = fleet.batch(&["results", "--json", &id]).run().expect_code(0);
+        assert_eq!((results(&seen.stdout).len(), &*seen.stderr), (30, ""));
+    }
 
     fleet
         .batch(&["results", &id, "--results", "r.jsonl"])
@@ -45,6 +49,14 @@ fn a_detached_batch_is_followed_fetched_and_gone() {
     let ended = results(&fleet.read("r.jsonl"));
     assert_eq!((ended.len(), &ended[&(7, 1)]["status"]), (30, &json!("failed")));
     assert_eq!(fleet.queue(&format!("batch.{id}")), None);
+    let gone = fleet.batch(&["results", &id]).run().expect_code(0);
+    assert_eq!(
+        (&*gone.stdout, &*gone.stderr),
+        (
+            "",
+            "synthex: no results wait: 30 were taken before: 29 succeeded, 1 failed\n"
+        )
+    );
     assert_eq!(status(&fleet, &id)["finished"], json!({"succeeded": 29, "failed": 1}));
     fleet.batch(&["wait", &id]).run().expect_code(3);
 
@@ -64,13 +76,18 @@ fn results_are_fetched_in_parts() {
     let script = "test {} = 1 || while [ ! -e go ]; do sleep 0.01; done";
     let id = detach(&fleet, &["--cwd", folder, "--range", "1-3", "--", "sh", "-c", script]);
     fleet.waits_for(&format!("batch.{id}"), 1);
-    let first = fleet.batch(&["results", &id]).run().expect_code(0);
-    assert_eq!(results(&first.stdout).into_keys().collect::<Vec<_>>(), [(1, 1)]);
+    let seen = fleet.batch(&["results", &id]).run().expect_code(0);
+    assert_eq!(results(&seen.stdout).into_keys().collect::<Vec<_>>(), [(1, 1)]);
+    assert_eq!(seen.stderr, "synthex: 1 results so far; the batch goes on\n");
+    let take = |file: &str| fleet.batch(&["results", &id, "--results", file]).run().expect_code(0);
+    take("first.jsonl");
+    let items = |file: &str| results(&fleet.read(file)).into_keys().collect::<Vec<_>>();
+    assert_eq!(items("first.jsonl"), [(1, 1)]);
     assert_eq!(status(&fleet, &id)["finished"], json!({"succeeded": 1}));
     std::fs::write(fleet.path("go"), "").unwrap();
     fleet.batch(&["wait", &id]).run().expect_code(0);
-    let rest = fleet.batch(&["results", &id]).run().expect_code(0);
-    assert_eq!(results(&rest.stdout).into_keys().collect::<Vec<_>>(), [(2, 1), (3, 1)]);
+    take("rest.jsonl");
+    assert_eq!(items("rest.jsonl"), [(2, 1), (3, 1)]);
     assert_eq!(status(&fleet, &id)["ended"], true);
 }
 
@@ -84,6 +101,11 @@ fn a_batch_is_cancelled_as_a_whole() {
     fleet.batch(&["wait", &id]).run().expect_code(3);
     assert_eq!(status(&fleet, &id)["finished"], json!({"cancelled": 20}));
     fleet.batch(&["wait", &other]).run().expect_code(0);
+
+    std::fs::write(fleet.path("none.jsonl"), "").unwrap();
+    let none = fleet.batch(&["--detach", "none.jsonl"]).run().expect_code(0);
+    assert_eq!(none.stderr, "synthex: no jobs\n");
+    fleet.batch(&["wait", none.stdout.trim()]).run().expect_code(0);
 }
 
 #[test]

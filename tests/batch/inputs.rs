@@ -195,7 +195,7 @@ fn a_pipe_that_never_ends_is_run_as_it_comes() {
     assert_eq!(done.stderr, "synthex: 3 jobs: 3 succeeded\n");
 }
 
-fn make_pipe(path: &Path) {
+pub fn make_pipe(path: &Path) {
     rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
 }
 

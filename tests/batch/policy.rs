@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use crate::fleet::{Fleet, PATIENCE, results};
+use crate::inputs::make_pipe;
 use crate::support::process::{Signal, wait_until};
 
 #[test]
@@ -115,10 +116,48 @@ fn an_interrupt_waits_for_what_was_submitted_and_a_second_one_cancels_it() {
     assert_eq!((ended.len(), cancelled), (before + 2, 2));
 
     fs::write(fleet.path("go"), "").unwrap();
+    let rest = fleet.batch(&batch).run().expect_code(3);
+    let why = format!("({before} succeeded, 2 cancelled; --retry-failed submits the others again)");
+    assert!(rest.stderr.contains(&why), "{}", rest.stderr);
     let retry = [&["--retry-failed"], &batch[..]].concat();
     fleet.batch(&retry).run().expect_code(0);
     let ended = results(&fleet.read("r.jsonl"));
     assert_eq!(ended.len(), 52, "a cancel is not for what is submitted after it");
+}
+
+#[test]
+fn a_third_interrupt_leaves_and_the_cancel_stays_in_force() {
+    let fleet = Fleet::new();
+    fleet.declare();
+    let pipe = fleet.path("pipe");
+    make_pipe(&pipe);
+    let writer = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let nothing = fleet.batch(&["--progress", "json", "pipe"]).spawn();
+    nothing.wait_for_line(|line| line.contains("progress"));
+    nothing.signal(Signal::INT);
+    let told = nothing.wait().expect_code(3).stderr;
+    assert!(!told.contains("what was submitted is"), "{told}");
+    drop(writer);
+
+    let batch = ["--results", "r.jsonl", "--range", "1-2", "--", "true"];
+    let submitter = fleet.batch(&batch).spawn();
+    fleet.waits_for("jobs.default", 2);
+    wait_until(PATIENCE, "the journal has them", || {
+        fleet.read("r.jsonl.batch").lines().count() > 1
+    });
+    submitter.signal(Signal::INT);
+    submitter.wait_for_line(|line| line.contains("once more to cancel it"));
+    submitter.signal(Signal::INT);
+    submitter.wait_for_line(|line| line.contains("once more to leave: the cancel stays in force"));
+    fleet.waits_for("control.log", 1);
+    submitter.signal(Signal::INT);
+    let left = submitter.wait().expect_code(3);
+    assert!(left.stderr.contains("SIGINT a third time: leaving"), "{}", left.stderr);
+    let _worker = fleet.worker(2);
+    fleet.batch(&batch).run().expect_code(3);
+    let ended = results(&fleet.read("r.jsonl"));
+    let cancelled = ended.values().filter(|result| result["status"] == "cancelled").count();
+    assert_eq!((ended.len(), cancelled), (2, 2));
 }
 
 #[test]
@@ -130,10 +169,13 @@ fn a_bad_line_is_skipped_or_stops_it() {
         "{\"command\":[\"true\"]}\n{\"comand\":[]}\n{\"command\":[\"true\"]}\n",
     )
     .unwrap();
-    fleet
-        .batch(&["--results", "skip.jsonl", "jobs.jsonl"])
-        .run()
-        .expect_code(3);
+    let args = ["--results", "skip.jsonl", "jobs.jsonl"];
+    let skipped = fleet.batch(&args).run().expect_code(3);
+    assert!(
+        skipped.stderr.contains("(jobs.jsonl:2) rejected: "),
+        "{}",
+        skipped.stderr
+    );
     let ended = results(&fleet.read("skip.jsonl"));
     assert_eq!((ended.len(), &ended[&(2, 1)]["status"]), (3, &json!("rejected")));
     let error = ended[&(2, 1)]["error"]["message"].as_str().unwrap();

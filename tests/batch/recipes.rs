@@ -158,7 +158,11 @@ impl Fleet {
     }
 
     fn run(&self, kitchen: &Kitchen, code: i32) -> Finished {
-        let recipe = kitchen.cook("sh", &kitchen.recipe.code);
+        self.run_code(kitchen, &kitchen.recipe.code, code)
+    }
+
+    fn run_code(&self, kitchen: &Kitchen, text: &str, code: i32) -> Finished {
+        let recipe = kitchen.cook("sh", text);
         recipe.env("SYNTHEX_AMQP_URL", self.vhost.url()).run().expect_code(code)
     }
 }
@@ -228,6 +232,7 @@ fn urls(kitchen: &Kitchen) {
     let done = fleet.run(kitchen, 0);
     assert!(done.stdout.ends_with("some are not there\n"), "{done:#?}");
     let broken = kitchen.read("broken.txt");
+    let lines = broken.lines().count();
     let broken: Vec<&str> = broken.lines().filter(|line| !line.is_empty()).collect();
     assert_eq!(broken.len(), 14, "{broken:?}");
     assert_eq!(kitchen.read("checks.jsonl").lines().count(), 50);
@@ -235,6 +240,16 @@ fn urls(kitchen: &Kitchen) {
     // Again, it finds all done.
     fleet.run(kitchen, 0);
     assert_eq!(kitchen.read("checks.jsonl").lines().count(), 50);
+    assert_eq!(kitchen.read("broken.txt").lines().count(), lines);
+    // What was not there is, with one exception.
+    kitchen.program(
+        "bin/curl",
+        r#"for url; do :; done; case $url in */3\?*) echo "no $url" >&2; exit 22;; esac"#,
+    );
+    let retry = kitchen.recipe.code.replacen("--results", "--retry-failed --results", 1);
+    fleet.run_code(kitchen, &retry, 0);
+    assert_eq!(kitchen.read("checks.jsonl").lines().count(), 64);
+    assert_eq!(kitchen.read("broken.txt").trim(), "no https://example.org/3?a=b&c");
 }
 
 #[test]

@@ -140,12 +140,20 @@ fn what_failed_is_submitted_again_if_asked_and_the_last_line_counts() {
     let fleet = Fleet::new();
     let _worker = fleet.worker(4);
     let args = counting(&fleet, "1-6", "echo {} >> runs; test -e ok || test $(({} % 2)) = 0");
-    fleet.batch(&words(&args)).run().expect_code(3);
+    let failed = fleet.batch(&words(&args)).run().expect_code(3);
+    assert_eq!(
+        failed.stderr.matches(" failed with exit code 1 (attempt 1)\n").count(),
+        3,
+        "{failed:?}"
+    );
     fs::write(fleet.path("ok"), "").unwrap();
-    fleet.batch(&words(&args)).run().expect_code(3);
+    let again = fleet.batch(&words(&args)).run().expect_code(3);
+    let why = "ended before: 6 (3 succeeded, 3 failed; --retry-failed submits the others again)\n";
+    assert!(again.stderr.contains(why), "{}", again.stderr);
     assert_eq!(fleet.runs().values().sum::<u32>(), 6, "all have their results");
     let retry = [&["--retry-failed".to_owned()], &args[..]].concat();
-    fleet.batch(&words(&retry)).run().expect_code(0);
+    let retried = fleet.batch(&words(&retry)).run().expect_code(0);
+    assert!(retried.stderr.contains("ended before: 3\n"), "{}", retried.stderr);
     let runs: Vec<u32> = fleet.runs().into_values().collect();
     assert_eq!(runs, [2, 1, 2, 1, 2, 1]);
     let ended = results(&fleet.read("r.jsonl"));
@@ -167,7 +175,13 @@ fn changed_input_is_an_error_that_says_so_and_added_lines_are_run() {
     };
     batch(&["a", "b"]).expect_code(0);
     let changed = batch(&["a", "c"]).expect_code(2);
-    assert!(changed.stderr.contains("the input has changed"), "{}", changed.stderr);
+    assert!(
+        changed.stderr.starts_with("synthex: items, command or job options (")
+            && changed.stderr.contains("r.jsonl.batch: the jobs up to item 2"),
+        "{}",
+        changed.stderr
+    );
+    assert_eq!(changed.stderr.lines().count(), 1, "{}", changed.stderr);
     let shorter = batch(&["a"]).expect_code(2);
     assert!(shorter.stderr.contains("it has 1 items"), "{}", shorter.stderr);
     batch(&["a", "b", "c"]).expect_code(0);
@@ -183,6 +197,48 @@ fn changed_input_is_an_error_that_says_so_and_added_lines_are_run() {
         "{}",
         other.stderr
     );
+    assert!(!fleet.path("jobs.jsonl.batch").exists());
+}
+
+#[test]
+fn a_results_file_without_its_journal_and_the_reverse_are_refused() {
+    let fleet = Fleet::at("amqp://nobody.invalid".to_owned());
+    let jobs = ["--results", "r.jsonl", "--range", "1-3", "--", "true"];
+    let run = || fleet.synthex(&[&["run"], &jobs[..]].concat()).run();
+    run().expect_code(0);
+    let other = fleet.batch(&jobs).run().expect_code(2);
+    let told = format!(
+        "begun by `synthex run`, and this is `synthex batch` in namespace {:?}",
+        fleet.namespace
+    );
+    assert!(other.stderr.contains(&told), "{}", other.stderr);
+
+    fs::rename(fleet.path("r.jsonl.batch"), fleet.path("away")).unwrap();
+    for refused in [run(), fleet.batch(&jobs).run(), run()] {
+        let told = refused.expect_code(2).stderr;
+        assert!(
+            told.contains("r.jsonl has results of a batch, but r.jsonl.batch is not there"),
+            "{told}"
+        );
+    }
+    let header = json!({"batch": "b", "namespace": fleet.namespace, "pool": "default", "version": "0"});
+    for (journal, go_on) in [
+        (fleet.read("away"), false),
+        (format!("{header}\n1-3 3:00000000\n"), true),
+    ] {
+        let _ = fs::remove_file(fleet.path("r.jsonl"));
+        fs::write(fleet.path("r.jsonl.batch"), journal).unwrap();
+        for _ in 0..2 {
+            let refused = if go_on { fleet.batch(&jobs).run() } else { run() };
+            let told = refused.expect_code(2).stderr;
+            assert!(
+                told.contains("r.jsonl is missing, but r.jsonl.batch says that 3 jobs were submitted"),
+                "{told}"
+            );
+        }
+    }
+    fs::remove_file(fleet.path("r.jsonl.batch")).unwrap();
+    run().expect_code(0);
 }
 
 #[test]
