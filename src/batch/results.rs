@@ -34,13 +34,33 @@ pub struct ResultsFile {
 }
 
 impl ResultsFile {
+    /// Sees that `path` is a results file or may become one, and changes nothing: to be asked before anything is written
+    /// beside it.
+    ///
+    /// # Errors
+    /// When it cannot be read, or begins with another line than a result.
+    pub fn check(path: &Path) -> io::Result<()> {
+        let named = |error| named(path, &error);
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened.map_err(named)?,
+        };
+        let mut line = Vec::new();
+        BufReader::new(file).read_until(b'\n', &mut line).map_err(named)?;
+        if line.last() == Some(&b'\n') {
+            Known::read(&line, path, 1)?;
+        } else if !begins_as_result(&line) {
+            return Err(other_file(path, 1, "it has no end"));
+        }
+        Ok(())
+    }
+
     /// Opens a results file, made if it is not there, and enters what it has in `table`.
     ///
     /// # Errors
     /// When it cannot be read or written, or has other lines than results.
     pub fn open(path: &Path, durability: Durability, table: &mut Table) -> io::Result<Self> {
-        let named =
-            |error: io::Error| io::Error::new(error.kind(), format!("failed to use {}: {error}", path.display()));
+        let named = |error| named(path, &error);
         let file = OpenOptions::new()
             .read(true)
             .append(true)
@@ -140,6 +160,32 @@ struct Known {
     item: ItemOfLine,
 }
 
+impl Known {
+    fn read(line: &[u8], path: &Path, number: u64) -> io::Result<Self> {
+        serde_json::from_slice(line).map_err(|error| other_file(path, number, error))
+    }
+}
+
+/// What every result begins with.
+const BEGINNING: &[u8] = b"{\"job_id\":";
+
+/// Whether a line that was cut off may be one of ours.
+fn begins_as_result(line: &[u8]) -> bool {
+    line.starts_with(BEGINNING) || BEGINNING.starts_with(line)
+}
+
+fn other_file(path: &Path, number: u64, why: impl std::fmt::Display) -> io::Error {
+    let message = format!(
+        "{}:{number}: this is no line of a batch's results ({why}); name another file",
+        path.display()
+    );
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("failed to use {}: {error}", path.display()))
+}
+
 /// Enters every whole line, and returns where the last one ends.
 fn scan(file: &File, path: &Path, table: &mut Table) -> io::Result<u64> {
     let mut reader = BufReader::with_capacity(256 * 1024, file);
@@ -148,18 +194,16 @@ fn scan(file: &File, path: &Path, table: &mut Table) -> io::Result<u64> {
     loop {
         line.clear();
         let length = reader.read_until(b'\n', &mut line)?;
-        if line.last() != Some(&b'\n') {
-            return Ok(end);
-        }
         number += 1;
+        if line.last() != Some(&b'\n') {
+            return match number {
+                // What would be cut away is all there is.
+                1 if !begins_as_result(&line) => Err(other_file(path, 1, "it has no end")),
+                _ => Ok(end),
+            };
+        }
         end += u64::try_from(length).unwrap_or(u64::MAX);
-        let known: Known = serde_json::from_slice(&line).map_err(|error| {
-            let message = format!(
-                "{}:{number}: this is no line of a batch's results ({error}); name another file",
-                path.display()
-            );
-            io::Error::new(io::ErrorKind::InvalidData, message)
-        })?;
+        let known = Known::read(&line, path, number)?;
         if !table.may_have(known.item.seq) {
             let (path, seq) = (path.display(), known.item.seq);
             let message =
@@ -321,10 +365,37 @@ mod tests {
     fn another_file_is_refused_and_left_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("r.jsonl");
-        let text = "{\"command\":[\"true\"]}\n{\"torn";
-        std::fs::write(&path, text).unwrap();
-        let error = ResultsFile::open(&path, Durability::Disk, &mut Table::default()).unwrap_err();
-        assert!(error.to_string().contains("r.jsonl:1: this is no line"), "{error}");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        let whole = "{\"command\":[\"true\"]}\n{\"torn";
+        for text in [whole, "{\"command\":[\"true\"]}", "{\"torn", "note"] {
+            std::fs::write(&path, text).unwrap();
+            let opened = ResultsFile::open(&path, Durability::Disk, &mut Table::default()).map(drop);
+            for refused in [ResultsFile::check(&path), opened] {
+                let error = refused.expect_err(text).to_string();
+                assert!(error.contains("r.jsonl:1: this is no line"), "{text}: {error}");
+            }
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_or_may_become_a_results_file_passes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.jsonl");
+        ResultsFile::check(&path).unwrap();
+        assert!(!path.exists());
+        let mut lines = Vec::new();
+        let result = result("succeeded", true);
+        let finished = Finished {
+            seq: 1,
+            submission: 1,
+            name: &Name::default(),
+            result: &result,
+            json: &result.encode(),
+        };
+        write_line(&mut lines, &finished);
+        for end in 0..=lines.len() {
+            std::fs::write(&path, &lines[..end]).unwrap();
+            ResultsFile::check(&path).unwrap();
+        }
     }
 }

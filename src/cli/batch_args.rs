@@ -104,6 +104,7 @@ impl BatchPolicyArgs {
             });
         };
         let reading = tokio::task::spawn_blocking(move || {
+            ResultsFile::check(&results).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
             let (mut table, mut lost) = (Table::default(), Table::default());
             let (published, durability) = match broker {
                 Broker::Ours => (&mut lost, Durability::Process),
