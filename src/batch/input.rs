@@ -16,6 +16,7 @@
 
 mod columns;
 mod defaults;
+mod faults;
 mod lines;
 mod lists;
 mod numbers;
@@ -31,11 +32,12 @@ use bytes::Bytes;
 pub use columns::Separator;
 pub use lists::{Lists, ListsError};
 pub use numbers::{NumberRange, RangeError};
-pub use template::TemplateError;
+pub use template::{TemplateError, idle_place};
 
 use super::{BadItem, Item, Name, Source};
-use crate::message::{FailureKind, Job, JobError, peek_id};
+use crate::message::{FailureKind, Job, peek_id};
 use columns::{Columns, not_utf8};
+use faults::{Hints, bad, bad_job, bad_line};
 use lines::{Line, Lines};
 use template::{Shape, Template};
 
@@ -96,6 +98,14 @@ pub enum InputError {
     Template(#[from] TemplateError),
 }
 
+impl InputError {
+    /// Whether there is no such file.
+    #[must_use]
+    pub fn is_missing_file(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// The items of a batch.
 pub struct Input {
     given: u64,
@@ -112,7 +122,7 @@ struct Common {
 }
 
 enum Kind {
-    Jobs(Lines),
+    Jobs(Lines, Hints),
     One(Option<Vec<String>>),
     Each(Template, Records),
 }
@@ -137,12 +147,15 @@ impl Input {
     /// # Errors
     /// When a file cannot be opened, or the command has a place that the items have nothing for.
     pub async fn open(request: Request, common: Job, max_bytes: usize) -> Result<Self, InputError> {
+        if let Request::Jobs(files) = &request {
+            lines::check(files).await?; // or the jobs of the first would run before the second is missed
+        }
         let total = total(&request, max_bytes).await?;
         let items = match request {
             Request::Jobs(files) => {
                 let mut lines = Lines::new(files, b'\n', max_bytes);
                 lines.open().await?;
-                Kind::Jobs(lines)
+                Kind::Jobs(lines, Hints::default())
             }
             Request::One(command) => Kind::One(Some(command)),
             Request::Each(items, command) => {
@@ -175,14 +188,14 @@ impl Source for Input {
     async fn next(&mut self) -> io::Result<Option<Item>> {
         let seq = self.given + 1;
         let item = match &mut self.items {
-            Kind::Jobs(lines) => next_job(lines, &self.common).await?.map(|(origin, job)| Item {
+            Kind::Jobs(lines, hints) => next_job(lines).await?.map(|Line { origin, bytes }| Item {
                 seq,
                 name: Name {
                     title: origin.clone(),
                     origin,
                     fields: None,
                 },
-                job,
+                job: self.common.complete(bytes, hints),
             }),
             Kind::One(command) => command.take().map(|command| Item {
                 seq,
@@ -203,23 +216,26 @@ impl Source for Input {
     }
 }
 
-async fn next_job(lines: &mut Lines, common: &Common) -> io::Result<Option<(String, Result<Bytes, BadItem>)>> {
+/// The next line that is not empty.
+async fn next_job(lines: &mut Lines) -> io::Result<Option<Line>> {
     loop {
-        let Some(Line { origin, bytes }) = lines.next().await? else {
-            return Ok(None);
-        };
-        if !bytes.iter().all(u8::is_ascii_whitespace) {
-            return Ok(Some((origin, common.complete(bytes))));
+        let line = lines.next().await?;
+        match &line {
+            Some(Line { bytes, .. }) if bytes.iter().all(u8::is_ascii_whitespace) => {}
+            _ => return Ok(line),
         }
     }
 }
 
 impl Common {
     /// The body of a job from a line: as it came, unless the common fields fill a gap.
-    fn complete(&self, line: Vec<u8>) -> Result<Bytes, BadItem> {
-        let completed = self.fill(&line).map_err(|error| BadItem {
-            id: peek_id(&line),
-            ..error
+    fn complete(&self, line: Vec<u8>, hints: &mut Hints) -> Result<Bytes, BadItem> {
+        let completed = self.fill(&line).map_err(|mut error| {
+            hints.add(&line, &mut error);
+            BadItem {
+                id: peek_id(&line),
+                ..error
+            }
         })?;
         Ok(completed.unwrap_or_else(|| line.into()))
     }
@@ -227,7 +243,7 @@ impl Common {
     /// The job with the common fields, if there are any.
     fn fill(&self, line: &[u8]) -> Result<Option<Bytes>, BadItem> {
         self.check_length(line)?;
-        let mut job = Job::decode(line).map_err(bad_job)?;
+        let mut job = Job::decode(line).map_err(bad_line)?;
         if self.is_empty {
             return Ok(None);
         }
@@ -263,25 +279,6 @@ impl Common {
         };
         let name = Name { origin, title, fields };
         Item { seq, name, job }
-    }
-}
-
-fn bad(message: String) -> BadItem {
-    BadItem {
-        id: None,
-        kind: FailureKind::InvalidJob,
-        field: None,
-        message,
-    }
-}
-
-fn bad_job(error: JobError) -> BadItem {
-    let message = error.to_string();
-    BadItem {
-        id: None,
-        kind: FailureKind::InvalidJob,
-        field: Some(error.field).filter(|field| !field.is_empty()),
-        message,
     }
 }
 

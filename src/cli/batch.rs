@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use super::batch_args::{BatchPolicyArgs, Broker, Past, conclude, failure, pace};
 use super::batch_view::{View, ViewArgs};
 use super::broker_args::{BrokerArgs, ClientError, ConnectArgs, Patience};
 use super::exit::{Exit, Failure};
-use super::input_args::{self, InputArgs, dry_run};
+use super::input_args::{self, Caller, InputArgs, dry_run};
 use super::operator::{out, who};
 use super::{environment, print, submit};
 use crate::app::Signals;
@@ -93,7 +93,7 @@ pub(super) async fn run(args: BatchArgs) -> Result<Exit, Failure> {
 
 async fn submit_all(input: InputArgs, mut args: SubmissionArgs) -> Result<Exit, Failure> {
     let signals = Signals::new().map_err(|error| Failure::io("catch signals", &error))?;
-    let mut opened = input.open(MAX_LINE).await?;
+    let mut opened = input.open(&caller(), MAX_LINE).await?;
     if opened.is_dry_run {
         return dry_run(&mut opened.input).await;
     }
@@ -122,6 +122,14 @@ async fn submit_all(input: InputArgs, mut args: SubmissionArgs) -> Result<Exit, 
     exit
 }
 
+fn caller() -> Caller {
+    let own = BatchCommand::augment_subcommands(clap::Command::new("batch"));
+    Caller {
+        name: "batch",
+        subcommands: own.get_subcommands().map(|own| own.get_name().to_owned()).collect(),
+    }
+}
+
 struct Client {
     broker: Amqp,
     patience: Patience,
@@ -143,7 +151,8 @@ impl Client {
         let results = self.begin(true, past.table.counts()).await?;
         let view = View::new(&args.view, is_single);
         let mut watcher = view.watcher();
-        if let Some(total) = input.total() {
+        let expected = input.total();
+        if let Some(total) = expected {
             watcher.on(&Progress::Total(total));
         }
         let window = args.policy.max_in_flight.unwrap_or(IN_ORDER);

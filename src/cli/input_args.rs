@@ -9,9 +9,10 @@ use futures_util::FutureExt;
 use super::exit::{Exit, Failure};
 use super::job_args::JobArgs;
 use super::print;
-use crate::batch::input::{Input, InputError, Items, LineEnd, Lists, NumberRange, Request, Separator};
+use crate::batch::input::{Input, InputError, Items, LineEnd, Lists, NumberRange, Request, Separator, idle_place};
 use crate::batch::{Item, Source};
 use crate::message::Job;
+use crate::message::nearest::nearest;
 
 /// What is printed of a dry run at a time.
 const DRY_RUN_BYTES: usize = 64 * 1024;
@@ -33,6 +34,8 @@ pub(super) struct InputArgs {
     /// {2} the second.
     #[arg(
         long,
+        visible_short_alias = 'a', // with the hidden one, GNU parallel's
+        alias = "arg-file",
         value_name = "FILE",
         conflicts_with = "range",
         requires = "command",
@@ -49,7 +52,13 @@ pub(super) struct InputArgs {
     #[arg(long, short = '0', help_heading = "Items")]
     null: bool,
     /// Run the command for each of these numbers; zeros before the first keep all as wide
-    #[arg(long, value_name = "FROM-TO[:STEP]", requires = "command", help_heading = "Items")]
+    #[arg(
+        long,
+        alias = "array",
+        value_name = "FROM-TO[:STEP]",
+        requires = "command",
+        help_heading = "Items"
+    )]
     range: Option<NumberRange>,
     /// Print the jobs, one JSON object a line, and run none
     #[arg(long)]
@@ -61,6 +70,14 @@ pub(super) struct InputArgs {
     command: Vec<String>,
     #[command(flatten)]
     job: JobArgs,
+}
+
+/// The subcommand that takes the input, for what is said of input that is none.
+pub(super) struct Caller {
+    /// Its name.
+    pub(super) name: &'static str,
+    /// The names of its own subcommands: a slip in one looks like a file.
+    pub(super) subcommands: Vec<String>,
 }
 
 /// What was asked for, opened.
@@ -75,15 +92,44 @@ pub(super) struct Opened {
 
 impl InputArgs {
     /// Opens the input, of which no line may have more than `max_bytes`.
-    pub(super) async fn open(self, max_bytes: usize) -> Result<Opened, Failure> {
+    pub(super) async fn open(self, caller: &Caller, max_bytes: usize) -> Result<Opened, Failure> {
         let is_dry_run = self.dry_run;
+        let advice = self.advice(caller);
         let (request, common) = self.request()?;
+        if let Request::One(command) = &request
+            && let Some(place) = idle_place(command)
+        {
+            // No error: find -exec and xargs -I have such words of their own, and nothing else could be written for them.
+            print::note(&format!(
+                "{place} has no items here and is left as it is: --each - takes lines of stdin, ::: takes words"
+            ));
+        }
         let is_single = matches!(request, Request::One(_));
-        let input = Input::open(request, common, max_bytes).await.map_err(failure)?;
+        let input = Input::open(request, common, max_bytes).await;
+        let input = input.map_err(|error| match advice {
+            Some(advice) if error.is_missing_file() => usage(&format!("{error}; {advice}")),
+            _ => failure(error),
+        })?;
         Ok(Opened {
             input,
             is_single,
             is_dry_run,
+        })
+    }
+
+    /// What to try if there is no such file.
+    fn advice(&self, caller: &Caller) -> Option<String> {
+        if !self.command.is_empty() {
+            return None;
+        }
+        let name = caller.name;
+        let meant = nearest(
+            self.files.first()?.to_str()?,
+            caller.subcommands.iter().map(String::as_str),
+        );
+        Some(match meant {
+            Some(meant) => format!("did you mean `synthex {name} {meant}`?"),
+            None => format!("a command goes after --: synthex {name} -- CMD"),
         })
     }
 
@@ -195,10 +241,10 @@ async fn write(lines: &mut Vec<u8>) -> Result<(), Failure> {
 pub(super) fn failure(error: InputError) -> Failure {
     match error {
         InputError::Io(error) => match error.kind() {
-            io::ErrorKind::NotFound => usage(&format!("{error}; a command goes after --: synthex run -- CMD")),
-            io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidData => {
-                usage(&error.to_string())
-            }
+            io::ErrorKind::NotFound
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidData => usage(&error.to_string()),
             _ => Failure::new(Exit::Failure, error.to_string()),
         },
         InputError::Template(error) => usage(&error.to_string()),

@@ -12,7 +12,7 @@ use super::batch_args::{BatchPolicyArgs, Broker, conclude, pace};
 use super::batch_view::{View, ViewArgs};
 use super::cgroup_args::CgroupArgs;
 use super::exit::{Exit, Failure};
-use super::input_args::{InputArgs, dry_run};
+use super::input_args::{Caller, InputArgs, dry_run};
 use super::trace_args::TraceArgs;
 use super::worker::{config_failure, metrics_addr, start_failure};
 use super::{environment, print};
@@ -75,7 +75,11 @@ pub(super) async fn run(args: RunArgs, spawners: Spawners) -> Result<Exit, Failu
     };
     let pool = pool(args.machine.pool.as_ref(), &overrides)?;
     let max_line = usize::try_from(pool.max_job_bytes).unwrap_or(usize::MAX);
-    let mut opened = args.input.open(max_line).await?;
+    let caller = Caller {
+        name: "run",
+        subcommands: Vec::new(),
+    };
+    let mut opened = args.input.open(&caller, max_line).await?;
     if opened.is_dry_run {
         return dry_run(&mut opened.input).await;
     }

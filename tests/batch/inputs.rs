@@ -164,7 +164,14 @@ fn what_does_not_fit_is_a_usage_error_before_anything_runs() {
             &["--each", "list", "--", "touch", "{2}"],
             "{2}: an item has one field here",
         ),
-        (&["--each", "none", "--", "touch"], "failed to open none: No such file"),
+        (
+            &["--each", "none", "--", "touch"],
+            "failed to open none: No such file or directory (os error 2)\n",
+        ),
+        (
+            &["list", "nope.jsonl"],
+            "failed to open nope.jsonl: No such file or directory (os error 2); a command goes after --: synthex run -- CMD\n",
+        ),
         (&["--each", "empty.csv", "--", "touch"], "empty.csv has no header"),
         (
             &["--each", "list", "--", "touch", ":::", "x"],
@@ -175,7 +182,43 @@ fn what_does_not_fit_is_a_usage_error_before_anything_runs() {
         let done = run(&folder, args).run().expect_code(2);
         assert!(done.stderr.contains(said), "{args:?}: {}", done.stderr);
     }
+    let slip = Cli::new(["batch", "stauts", "x"])
+        .current_dir(&folder)
+        .run()
+        .expect_code(2);
+    let meant = "; did you mean `synthex batch status`?\n";
+    assert!(slip.stderr.ends_with(meant), "{}", slip.stderr);
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 3, "something was run");
+}
+
+#[test]
+fn files_that_are_no_jobs_say_what_to_do() {
+    let folder = folder(&[
+        ("quote.csv", b"a,b\n1,\"x\n2,y\n3,z\n"),
+        ("k.jsonl", b"{\"command\":[\"true\"]}"),
+    ]);
+    let quote = run(&folder, &["--each", "quote.csv", "--", "echo", "{a}", "{b}"]);
+    let quote = quote.run().expect_code(3);
+    let said = "(quote.csv:2) rejected: a quote that is opened here is never closed";
+    assert!(quote.stderr.contains(said) && quote.stdout.is_empty(), "{quote:?}");
+
+    let lines = run(&folder, &["-"]).stdin("7\n8\n").run().expect_code(3);
+    let said = "body: expected a JSON object, got a number; for a command a line: --each FILE -- CMD {}";
+    assert_eq!(lines.stderr.matches(said).count(), 1, "{}", lines.stderr);
+    assert_eq!(lines.stderr.matches("got a number").count(), 2, "{}", lines.stderr);
+
+    // The file of jobs is left as it is, and nothing is made beside it.
+    let same = run(&folder, &["--results", "k.jsonl", "k.jsonl"]).run().expect_code(2);
+    assert!(same.stderr.contains("k.jsonl:1: this is no line of"), "{}", same.stderr);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+    assert_eq!(
+        fs::read(folder.path().join("k.jsonl")).unwrap(),
+        b"{\"command\":[\"true\"]}"
+    );
+
+    let literal = run(&folder, &["--", "echo", "{}"]).stdin("1\n").run().expect_code(0);
+    assert_eq!(literal.stdout, "{}\n");
+    assert!(literal.stderr.contains("{} has no items here"), "{}", literal.stderr);
 }
 
 #[test]

@@ -28,7 +28,7 @@ const INVALID: &[(&[u8], &str)] = &[
         "body: not valid JSON: trailing characters",
     ),
     (br#"["true"]"#, "body: expected a JSON object, got an array"),
-    (b"echo hello", "body: not valid JSON: expected value at line 1 column 1"),
+    (b"echo hello", "body: not valid JSON: expected value at column 1"),
     (b"null", "body: expected a JSON object, got null"),
     (b"{}", "command: expected one of command and script, got neither"),
     (br#"{"command":[]}"#, "command: expected"),

@@ -4,12 +4,15 @@
 //! Rows are found by the state machine of `csv-core`, which takes what is there and asks for more; so reading from a pipe
 //! can be dropped at any time and goes on where it was.
 
+mod quotes;
+
 use std::io;
 use std::path::Path;
 
 use tokio::io::AsyncBufReadExt;
 
-use super::lines::{self, Reader};
+use super::lines::{self, BYTE_ORDER_MARK, Reader};
+use quotes::{QuoteFault, Quotes};
 
 /// Most columns of a table.
 const MAX_COLUMNS: usize = 1024;
@@ -32,14 +35,18 @@ pub(super) struct Columns {
     reader: Reader,
     parser: csv_core::Reader,
     row: Partial,
+    /// Of a table that knows quotes.
+    quotes: Option<Quotes>,
     line: u64,
+    has_begun: bool,
     max_row: usize,
 }
 
 /// A row of it.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// The file and the number of the line that it begins in: `hosts.csv:3`.
+    /// The file and the number of the line that it begins in, or that the quote does which swallowed what follows:
+    /// `hosts.csv:3`.
     pub(super) origin: String,
     /// Its fields, or why there are none.
     pub(super) fields: Result<Vec<String>, String>,
@@ -77,7 +84,9 @@ impl Columns {
             reader,
             parser: parser.build(),
             row: Partial::default(),
+            quotes: (separator == Separator::Comma).then(Quotes::default),
             line: 1,
+            has_begun: false,
             max_row,
         }
     }
@@ -126,7 +135,15 @@ impl Columns {
             }
             self.row.begins.get_or_insert(self.line);
             let (result, read) = self.row.feed(&mut self.parser, &buffer[blank..], self.max_row);
-            self.line += newlines(&buffer[blank..blank + read]);
+            let taken = &buffer[blank..blank + read];
+            let is_start = !std::mem::replace(&mut self.has_begun, true);
+            let marked = taken.strip_prefix(BYTE_ORDER_MARK).filter(|_| is_start); // the parser passes over it, too
+            for byte in marked.unwrap_or(taken) {
+                if let Some(quotes) = &mut self.quotes {
+                    quotes.follow(*byte, self.line);
+                }
+                self.line += u64::from(*byte == b'\n');
+            }
             self.reader.consume(blank + read);
             match result {
                 csv_core::ReadRecordResult::Record => return Ok(Some(self.take())),
@@ -139,9 +156,21 @@ impl Columns {
     }
 
     fn take(&mut self) -> Row {
-        let origin = format!("{}:{}", self.name, self.row.begins.unwrap_or(self.line));
+        let begins = self.row.begins.unwrap_or(self.line);
         let fields = self.row.take(self.max_row);
-        Row { origin, fields }
+        let (line, fields) = match self.quotes.as_mut().and_then(Quotes::end_row) {
+            None => (begins, fields),
+            Some(QuoteFault::Open(line)) => (line, Err("a quote that is opened here is never closed".to_owned())),
+            Some(QuoteFault::TextBehind) => {
+                let message = "expected a comma or the end of the line behind a closing quote; a quote within quotes is \
+                               written twice";
+                (begins, Err(message.to_owned()))
+            }
+        };
+        Row {
+            origin: format!("{}:{line}", self.name),
+            fields,
+        }
     }
 }
 

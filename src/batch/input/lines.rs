@@ -10,6 +10,9 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader, stdin};
 /// What is read of a file at a time.
 const BUFFER: usize = 64 * 1024;
 
+/// What some programs begin a file of UTF-8 with: no part of its text.
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// What a file is read by.
 pub(super) type Reader = Box<dyn AsyncBufRead + Send + Unpin>;
 
@@ -86,8 +89,10 @@ impl Lines {
     pub(super) async fn next(&mut self) -> io::Result<Option<Line>> {
         while self.open().await? {
             let Some(current) = &mut self.current else { continue };
-            if current.read_line(self.end, self.max_line.saturating_add(1)).await? {
-                return Ok(Some(current.take()));
+            let room = self.max_line.saturating_add(1 + BYTE_ORDER_MARK.len());
+            if current.read_line(self.end, room).await? {
+                let keeps_mark = self.end != b'\n'; // names that end in NUL are bytes, not a text
+                return Ok(Some(current.take(self.max_line.saturating_add(1), keeps_mark)));
             }
             self.current = None;
         }
@@ -121,12 +126,17 @@ impl Current {
         }
     }
 
-    fn take(&mut self) -> Line {
+    fn take(&mut self, most: usize, keeps_mark: bool) -> Line {
         self.number += 1;
         self.has_begun = false;
+        let mut bytes = std::mem::take(&mut self.line);
+        if self.number == 1 && !keeps_mark && bytes.starts_with(BYTE_ORDER_MARK) {
+            bytes.drain(..BYTE_ORDER_MARK.len());
+        }
+        bytes.truncate(most);
         Line {
             origin: format!("{}:{}", self.name, self.number),
-            bytes: std::mem::take(&mut self.line),
+            bytes,
         }
     }
 }
@@ -136,9 +146,27 @@ pub(super) async fn open(file: &Path) -> io::Result<Reader> {
     if is_stdin(file) {
         return Ok(Box::new(BufReader::with_capacity(BUFFER, stdin())));
     }
-    let failed = |error: io::Error| io::Error::new(error.kind(), format!("failed to open {}: {error}", file.display()));
-    let opened = File::open(file).await.map_err(failed)?;
+    let opened = File::open(file).await.map_err(|error| unopened(file, &error))?;
     Ok(Box::new(BufReader::with_capacity(BUFFER, opened)))
+}
+
+/// Sees that files can be opened once it is their turn, as far as that can be told without opening one: to open a pipe
+/// would wait for its writer, or end it.
+///
+/// # Errors
+/// Of the first that cannot.
+pub(super) async fn check(files: &[PathBuf]) -> io::Result<()> {
+    for file in files.iter().filter(|file| !is_stdin(file)) {
+        let failed = |error| unopened(file, &error);
+        let found = tokio::fs::metadata(file).await.map_err(failed)?;
+        if found.is_dir() {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        if found.is_file() {
+            File::open(file).await.map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn is_stdin(file: &Path) -> bool {
@@ -152,6 +180,10 @@ pub(super) fn name_of(file: &Path) -> String {
     } else {
         file.display().to_string()
     }
+}
+
+fn unopened(file: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("failed to open {}: {error}", file.display()))
 }
 
 pub(super) fn unread(name: &str, error: &io::Error) -> io::Error {

@@ -14,27 +14,30 @@ pub struct ListsError {
 
 /// What is before each list.
 const SEPARATOR: &str = ":::";
+/// What else GNU parallel has there, and what there is in its place.
+const OTHERS: [(&str, &str); 3] = [
+    ("::::", "give a file with --each FILE"),
+    (":::+", PAIRS),
+    ("::::+", PAIRS),
+];
+const PAIRS: &str = "::: gives all combinations; give pairs as a table: --each FILE.tsv";
 
 impl Lists {
     /// Cuts the lists off the end of a command; `None` if there are none.
     ///
     /// # Errors
-    /// When there is one of GNU parallel's other separators.
+    /// When there is one of GNU parallel's other separators, with or without `:::`.
     pub fn split_off(command: &mut Vec<String>) -> Result<Option<Self>, ListsError> {
-        let Some(start) = command.iter().position(|word| word == SEPARATOR) else {
-            return Ok(None);
-        };
-        let words = command.split_off(start);
-        for (found, instead) in [
-            ("::::", "give a file with --each"),
-            (":::+", "give a table with --tsv or --csv"),
-            ("::::+", "give a table with --tsv or --csv"),
-        ] {
-            if words.iter().any(|word| word == found) {
+        for (found, instead) in OTHERS {
+            if command.iter().any(|word| word == found) {
                 let found = found.to_owned();
                 return Err(ListsError { found, instead });
             }
         }
+        let Some(start) = command.iter().position(|word| word == SEPARATOR) else {
+            return Ok(None);
+        };
+        let words = command.split_off(start);
         let lists = words[1..].split(|word| word == SEPARATOR).map(<[String]>::to_vec);
         Ok(Some(Self(lists.collect())))
     }
@@ -112,9 +115,14 @@ mod tests {
 
     #[test]
     fn other_separators_of_gnu_parallel_are_not_taken_for_words() {
-        let error = Lists::split_off(&mut words("echo ::: a :::+ b"))
-            .unwrap_err()
-            .to_string();
-        assert_eq!(error, ":::+ is not supported; give a table with --tsv or --csv");
+        let error = |text| Lists::split_off(&mut words(text)).unwrap_err().to_string();
+        let pairs = ":::+ is not supported; ::: gives all combinations; give pairs as a table: --each FILE.tsv";
+        assert_eq!(error("echo ::: a :::+ b"), pairs);
+        assert_eq!(error("echo :::+ b"), pairs);
+        assert_eq!(
+            error("echo :::: f"),
+            ":::: is not supported; give a file with --each FILE"
+        );
+        assert!(error("echo ::::+ f").starts_with("::::+ is not supported"));
     }
 }

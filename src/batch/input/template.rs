@@ -96,6 +96,20 @@ pub enum TemplateError {
 /// The marks of a place without a name or position.
 const MARKS: [&str; 5] = ["#", ".", "/", "//", "/."];
 
+/// The first word of a command without items that would be a place if there were any: `{}`, `{/.}`, `{#}`, `{1}`. Only whole
+/// words count, as braces within one may be there for another reader.
+#[must_use]
+pub fn idle_place(command: &[String]) -> Option<&str> {
+    let is_place = |word: &str| {
+        let inside = word.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+        inside.is_some_and(|place| {
+            let (which, _) = Form::split(place);
+            place == "#" || which.is_empty() || position(which).is_some()
+        })
+    };
+    command.iter().map(String::as_str).find(|word| is_place(word))
+}
+
 impl Template {
     /// Finds the places in `words`.
     ///

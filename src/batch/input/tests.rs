@@ -81,11 +81,40 @@ async fn a_line_of_jobs_is_kept_as_it_came() {
         [
             r#"a.jsonl:1 a.jsonl:1: {"command": ["a"],  "labels": {}}"#,
             r#"a.jsonl:3 ! Some("timeout") timeout: expected a duration such as "30s", got "soon""#,
-            "a.jsonl:4 ! None body: not valid JSON: expected ident at line 1 column 2",
+            "a.jsonl:4 ! None body: not valid JSON: expected ident at column 2; for a command a line: --each FILE -- CMD {}",
             r#"a.jsonl:5 a.jsonl:5:  {"script":"last"} "#,
             "b.jsonl:1 ! None body: expected UTF-8, got an invalid byte at offset 0",
         ]
     );
+}
+
+#[tokio::test]
+async fn a_byte_order_mark_is_no_part_of_the_first_line() {
+    let folder = Folder::new();
+    let fits = format!(r#"{{"script":"{}"}}"#, "x".repeat(MAX - 13));
+    let marked = |text: &str| [&b"\xef\xbb\xbf"[..], text.as_bytes()].concat();
+    let first = folder.file("a.jsonl", marked(&format!("{fits}\n")));
+    let second = folder.file("b.jsonl", marked("{\"script\":\"b\"}\n\u{feff}{}\n"));
+    let jobs = folder.without(told(Request::Jobs(vec![first, second])).await);
+    assert_eq!(jobs[0], format!("a.jsonl:1 a.jsonl:1: {fits}"));
+    assert_eq!(jobs[1], r#"b.jsonl:1 b.jsonl:1: {"script":"b"}"#);
+    assert!(
+        jobs[2].contains("not valid JSON: expected value at column 1"),
+        "{}",
+        jobs[2]
+    );
+    let file = folder.file("items", marked("a"));
+    for (end, item) in [(LineEnd::Newline, "a"), (LineEnd::Nul, "\u{feff}a")] {
+        let lines = Items::Lines {
+            file: file.clone(),
+            end,
+        };
+        let told = told(Request::Each(lines, words("echo"))).await;
+        assert!(
+            told[0].ends_with(&format!(r#"{{"command":["echo","{item}"]}}"#)),
+            "{told:?}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -284,6 +313,12 @@ async fn what_cannot_be_begun_says_why() {
         "{missing}"
     );
     let folder = Folder::new();
+    let good = folder.file("good.jsonl", "{\"script\":\"x\"}\n");
+    // Before the first job of the first file.
+    let second = error(Request::Jobs(vec![good.clone(), "-".into(), "/no/such".into()])).await;
+    assert!(second.starts_with("failed to open /no/such"), "{second}");
+    let no_file = error(Request::Jobs(vec![good, "/".into()])).await;
+    assert_eq!(no_file, "failed to open /: is a directory");
     let file = folder.file("t.tsv", "host\tuser\n");
     let rows = Items::Rows {
         file,

@@ -41,6 +41,12 @@ fn flags_say_what_the_items_are() {
     let lines = |file: &str, end| Request::Each(Items::Lines { file: file.into(), end }, words("echo"));
     assert_eq!(request(&["--each", "f", "--", "echo"]), lines("f", LineEnd::Newline));
     assert_eq!(request(&["-0", "--each", "-", "--", "echo"]), lines("-", LineEnd::Nul));
+    // As GNU parallel and the array jobs of schedulers call them.
+    assert_eq!(request(&["-0a", "-", "--", "echo"]), lines("-", LineEnd::Nul));
+    assert_eq!(
+        request(&["--arg-file", "f", "--", "echo"]),
+        lines("f", LineEnd::Newline)
+    );
     assert_eq!(
         request(&["--null", "--each", "f.csv", "--", "echo"]),
         lines("f.csv", LineEnd::Nul)
@@ -74,6 +80,10 @@ fn flags_say_what_the_items_are() {
     assert_eq!(
         request(&["--range", "1-9:2", "--", "echo"]),
         Request::Each(numbers, words("echo"))
+    );
+    assert_eq!(
+        request(&["--array", "1-9:2", "--", "echo"]),
+        request(&["--range", "1-9:2", "--", "echo"])
     );
     let lists = Lists::split_off(&mut words("::: a b ::: 1")).unwrap().unwrap();
     assert_eq!(
@@ -125,6 +135,14 @@ fn two_inputs_or_none_are_refused() {
             &["--", "echo", ":::", "a", "::::", "f"],
             ":::: is not supported; give a file with --each",
         ),
+        (
+            &["--", "echo", "::::", "f"],
+            ":::: is not supported; give a file with --each FILE",
+        ),
+        (
+            &["--each", "f", "--", "echo", ":::+", "a"],
+            ":::+ is not supported; ::: gives all combinations",
+        ),
     ] {
         let refused = refused(args);
         assert!(refused.starts_with(message), "{args:?}: {refused}");
@@ -143,4 +161,27 @@ fn common_options_are_for_all_jobs() {
     let (request, job) = parse(&["--id", "i", "--", "x"]).unwrap().unwrap();
     assert_eq!((request, job.id), (Request::One(words("x")), "i".parse().ok()));
     assert_eq!(job.command, None);
+}
+
+#[test]
+fn what_is_no_file_was_meant_for_a_command() {
+    let advice = |args: &[&str], name, subcommands: &[&str]| {
+        let parsed = Some::try_parse_from([&["x"][..], args].concat()).unwrap();
+        let subcommands = subcommands.iter().map(ToString::to_string).collect();
+        parsed.input.advice(&Caller { name, subcommands })
+    };
+    let own = ["status", "wait", "results", "cancel"];
+    let batch = |args: &[&str]| advice(args, "batch", &own);
+    assert_eq!(batch(&["stauts", "b"]).unwrap(), "did you mean `synthex batch status`?");
+    for other in ["list", "nope.jsonl"] {
+        assert_eq!(
+            batch(&[other]).unwrap(),
+            "a command goes after --: synthex batch -- CMD"
+        );
+    }
+    assert_eq!(
+        advice(&["stauts"], "run", &[]).unwrap(),
+        "a command goes after --: synthex run -- CMD"
+    );
+    assert_eq!(batch(&["--each", "stauts", "--", "echo"]), None);
 }

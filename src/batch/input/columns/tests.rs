@@ -44,6 +44,50 @@ async fn tabs_know_no_quotes() {
 }
 
 #[tokio::test]
+async fn a_quote_that_is_never_closed_is_a_bad_row_and_named_by_its_line() {
+    let open = "a quote that is opened here is never closed";
+    assert_eq!(
+        rows(b"a,b\n1,\"x\n2,y\n3,z\n", Separator::Comma).await,
+        ["t:1 a|b".to_owned(), format!("t:2 ! {open}")]
+    );
+    // The line of the quote, not of the row; and a quote that is doubled there does not close it.
+    let text = [&b"a,b\n\"1\n\n\",\"x\"\"\n"[..], "y".repeat(200).as_bytes()].concat();
+    assert_eq!(
+        rows(&text, Separator::Comma).await,
+        ["t:1 a|b".to_owned(), format!("t:4 ! {open}")]
+    );
+    for fine in [
+        "a,\"\"",
+        "a,\"\"\"\"",
+        "a,b\"",
+        "a, \"b",
+        "\"a\nb\"\n",
+        "\"\"\n\"\"\r\n",
+    ] {
+        let rows = rows(fine.as_bytes(), Separator::Comma).await;
+        assert!(rows.iter().all(|row| !row.contains('!')), "{fine}: {rows:?}");
+    }
+}
+
+#[tokio::test]
+async fn text_behind_a_closing_quote_is_a_bad_row() {
+    let rows = rows(b"a,b\n2,\"y\"z\n3,\"y\" ,\n4,\"x\n5,\"y\"\n6,z\n", Separator::Comma).await;
+    let told: Vec<_> = rows.iter().map(|row| &row[..row.len().min(32)]).collect();
+    let bad = "! expected a comma or the en";
+    assert_eq!(
+        told,
+        [
+            "t:1 a|b",
+            &format!("t:2 {bad}"),
+            &format!("t:3 {bad}"),
+            // What a quote too many has swallowed is seen where the next one stands.
+            &format!("t:4 {bad}"),
+            "t:6 6|z"
+        ]
+    );
+}
+
+#[tokio::test]
 async fn a_bad_row_does_not_harm_the_next() {
     let long = "x".repeat(200);
     let text = [b"a\n\xff,b\n", long.as_bytes(), b",", long.as_bytes(), b"\nc,d\n"].concat();
@@ -71,6 +115,11 @@ async fn the_header_loses_its_byte_order_mark() {
         columns.header().await.map_err(|error| error.to_string())
     };
     assert_eq!(header(b"\xef\xbb\xbfhost,user\n").await.unwrap(), ["host", "user"]);
+    assert_eq!(header(b"\xef\xbb\xbf\"a,b\",user\n").await.unwrap(), ["a,b", "user"]);
+    assert_eq!(
+        header(b"\xef\xbb\xbf\"host,user\n").await.unwrap_err(),
+        "t:1: a quote that is opened here is never closed"
+    );
     assert_eq!(
         header(b"\n").await.unwrap_err(),
         "t has no header: its first line names the columns"

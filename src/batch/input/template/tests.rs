@@ -202,6 +202,30 @@ fn a_place_that_items_have_nothing_for_is_an_error() {
     );
 }
 
+#[test]
+fn a_place_that_nothing_fills_is_known_by_the_whole_word() {
+    let idle = |text: &str| {
+        let command: Vec<String> = text.split('|').map(str::to_owned).collect();
+        idle_place(&command).map(str::to_owned)
+    };
+    for place in ["{}", "{.}", "{/}", "{//}", "{/.}", "{#}", "{1}", "{-2}", "{2/.}"] {
+        assert_eq!(idle(&format!("echo|x|{place}")).as_deref(), Some(place));
+    }
+    for other in [
+        "{x}",
+        "{ }",
+        "x{}",
+        "{}.txt",
+        "{",
+        "{}{}",
+        "awk|{print}",
+        "sh|-c|echo {}",
+        "{..}",
+    ] {
+        assert_eq!(idle(other), None, "{other}");
+    }
+}
+
 proptest! {
     #[test]
     fn an_item_stays_whole_in_its_argument(item in any::<String>(), before in "[^{}$]*", after in "[^{}]*") {
