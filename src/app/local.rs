@@ -13,7 +13,8 @@ use super::{Ended, Parts, Spawners, StartError, TraceOptions, identity};
 use crate::batch::halt::Halt;
 use crate::batch::journal::Journal;
 use crate::batch::{
-    self, AttachError, BatchId, Cancel, End, Engine, Ids, OnBad, Plan, Results, Sink, Source, Table, Watcher,
+    self, AttachError, BatchId, Cancel, End, Engine, Ids, MAX_IN_FLIGHT, OnBad, Plan, Results, Sink, Source, Table,
+    Watcher,
 };
 use crate::config::Pool;
 use crate::message::{Order, TraceContext, WorkerInfo};
@@ -25,8 +26,6 @@ use crate::worker::orders::Orders;
 use crate::worker::{Audience, Identity};
 use crate::worker::{Circuits, Elsewhere};
 
-/// Most jobs that are queued or running unless asked otherwise, over what the pool's prefetch needs to be busy.
-const IN_FLIGHT: usize = 1024;
 /// How long what was taken by then may still be written once a run is to end at once; who reads it may have stopped reading.
 const RESULTS_AT_ABORT: Duration = Duration::from_millis(500);
 /// How long results may still be written once a run was stopped and all its jobs have ended.
@@ -48,7 +47,10 @@ pub struct Work<'a, S> {
     pub batch: BatchId,
     /// What the jobs are a part of, if they are part of a trace.
     pub cause: Option<TraceContext>,
-    /// Most jobs that are read and not finished; `None` for enough to keep the pool busy.
+    /// How many there are, if that is known.
+    pub expected: Option<u64>,
+    /// Most jobs that are read and not finished; `None` for enough to keep the pool busy, and not many more where a halt
+    /// may come.
     pub max_in_flight: Option<usize>,
     /// What to do with an item that is no job.
     pub on_bad: OnBad,
@@ -93,10 +95,9 @@ pub async fn run(options: LocalOptions, work: Work<'_, impl Source>) -> Result<L
     let orders = Orders::none();
     let mut plan = Plan::new(broker.clone(), &names, &pool.name, &work.batch, here(&pool));
     plan.call(Ids::OfOrigin);
+    plan.max_in_flight = in_flight(&pool, &work);
     plan.trace(work.cause);
-    plan.max_in_flight = work
-        .max_in_flight
-        .unwrap_or_else(|| IN_FLIGHT.max(usize::from(pool.prefetch) * 2));
+    plan.expected = work.expected;
     (plan.on_bad, plan.halts, plan.retry_failed) = (work.on_bad, work.halts, work.retry_failed);
     plan.cancel = cancel(orders.clone(), &work.batch);
     let mut engine = Engine::new(plan, work.source, work.sinks, work.watcher, work.past, Some(results));
@@ -139,6 +140,15 @@ pub async fn run(options: LocalOptions, work: Work<'_, impl Source>) -> Result<L
         },
         end: engine.end(outcome),
     })
+}
+
+/// Most jobs that are queued or running. A halt comes too late for those, as the worker takes whatever is queued.
+fn in_flight<S>(pool: &Pool, work: &Work<'_, S>) -> usize {
+    let default = match work.halts.is_empty() {
+        true => (MAX_IN_FLIGHT as usize).max(usize::from(pool.prefetch) * 2),
+        false => pool.slots * 2,
+    };
+    work.max_in_flight.unwrap_or(default)
 }
 
 /// Where the results of the batch come.

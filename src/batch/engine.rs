@@ -459,7 +459,11 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
 
     /// Submits no more: what is not on the broker yet does not go there.
     fn stop_reading(&mut self) {
-        self.end.cut_short |= self.reading == Reading::Open;
+        if self.plan.expected == Some(self.read) {
+            self.end.total = self.plan.expected; // there is no more, though the end was not seen
+        } else {
+            self.end.cut_short |= self.reading == Reading::Open;
+        }
         self.reading = Reading::Stopped;
         self.drop_unsent();
     }

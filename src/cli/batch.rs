@@ -165,6 +165,7 @@ impl Client {
         sinks.push(printer);
         let mut plan = self.plan(args);
         plan.max_in_flight = window.get() as usize;
+        plan.expected = expected;
         let past = (past.table, past.journal);
         let mut engine = Engine::new(plan, source, sinks, &mut watcher, past, results);
         let (stop, never) = (Shutdown::new(), CancellationToken::new());

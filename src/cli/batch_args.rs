@@ -36,7 +36,8 @@ pub(super) struct BatchPolicyArgs {
     /// Submit again what did not succeed; its new result is a further line
     #[arg(long, requires = "results")]
     pub(super) retry_failed: bool,
-    /// Most jobs that are submitted and not finished
+    /// Most jobs that are submitted and not finished [default: 1000; for `synthex run` with --halt or --max-fails, twice the
+    /// slots, so that little runs after the end]
     #[arg(long, value_name = "N")]
     pub(super) max_in_flight: Option<NonZeroU32>,
     /// What to do with a line that is no job: skip gives it a result, rejected, and runs the rest; stop submits no more
@@ -183,7 +184,9 @@ pub(super) async fn conclude(end: End, view: &View, results: Option<&str>) -> Re
         print::note(&format!("stopped at {origin}, which is no job: {error}"));
     }
     if let Some(halt) = end.halted {
-        print::note(&format!("ended early: {}", reason(halt.after)));
+        if !is_whole || end.counts.contains_key(&Status::Cancelled) {
+            print::note(&format!("ended early: {}", reason(halt.after)));
+        }
     } else if end.cut_short && end.bad.is_none() && end.source.is_none() && end.error.is_none() && !view.is_single() {
         print::note("stopped before the end of the input: jobs that were not read yet were not run");
     }

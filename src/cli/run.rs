@@ -85,7 +85,8 @@ pub(super) async fn run(args: RunArgs, spawners: Spawners) -> Result<Exit, Failu
     }
     let view = View::new(&args.view, opened.is_single);
     let mut watcher = view.watcher();
-    if let Some(total) = opened.input.total() {
+    let expected = opened.input.total();
+    if let Some(total) = expected {
         watcher.on(&Progress::Total(total));
     }
     let traces = args.traces.options()?;
@@ -103,6 +104,7 @@ pub(super) async fn run(args: RunArgs, spawners: Spawners) -> Result<Exit, Failu
         past: (past.table, past.journal),
         batch: past.batch,
         cause: environment::trace(),
+        expected,
         max_in_flight: args.policy.max_in_flight.map(|most| most.get() as usize),
         on_bad: args.policy.on_bad(),
         halts: args.policy.halts(),

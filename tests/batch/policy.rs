@@ -70,6 +70,20 @@ fn enough_successes_end_it_well() {
 }
 
 #[test]
+fn little_runs_after_a_halt_and_a_halt_after_the_last_job_is_no_early_end() {
+    let fleet = Fleet::at(String::new());
+    let run = |numbers: &str| {
+        let args = ["run", "-j1", "--halt", "soon,fail=1", "--range", numbers, "--", "false"];
+        fleet.synthex(&args).run().expect_code(3).stderr
+    };
+    let early = run("1-40");
+    assert!(early.contains("ended early: 1 did not succeed"), "{early}");
+    assert!(early.contains("2 failed"), "{early}");
+    let whole = run("1-2");
+    assert!(!whole.contains("early") && whole.contains("2 failed"), "{whole}");
+}
+
+#[test]
 fn an_interrupt_waits_for_what_was_submitted_and_a_second_one_cancels_it() {
     let fleet = Fleet::new();
     let _worker = fleet.worker(2);

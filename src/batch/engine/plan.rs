@@ -45,6 +45,9 @@ pub struct Plan<T> {
     /// Where jobs go.
     pub transport: T,
     pub(in crate::batch) address: Address,
+    /// How many items there are, if that is known before they are read: then a batch that ends early with the last one has
+    /// left nothing out.
+    pub expected: Option<u64>,
     /// Most items that are read and not finished.
     pub max_in_flight: usize,
     /// What to do with an item that is no job.
@@ -72,6 +75,7 @@ impl<T: Transport> Plan<T> {
         Self {
             transport,
             address: Address::new(names, pool, batch),
+            expected: None,
             max_in_flight: MAX_IN_FLIGHT as usize,
             on_bad: OnBad::Skip,
             halts: Vec::new(),

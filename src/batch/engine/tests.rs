@@ -515,6 +515,27 @@ async fn failures_end_it_as_asked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_halt_after_the_last_item_leaves_nothing_out() {
+    for (expected, cut_short) in [(Some(2), false), (Some(3), true), (None, true)] {
+        let bench = Bench::new().await;
+        let mut plan = bench.plan();
+        (plan.max_in_flight, plan.expected) = (2, expected);
+        plan.halts = vec!["soon,fail=1".parse().unwrap()];
+        // Both are in hand, so that the end of the source was not seen yet.
+        let source = Items {
+            items: (1..=2).map(item).collect(),
+            ends: false,
+        };
+        let end = tokio::select! {
+            end = bench.run(plan, source, Default::default(), Shutdown::new()) => end,
+            never = bench.work(|_| Status::Failed) => never,
+        };
+        assert_eq!(end.cut_short, cut_short, "{expected:?}");
+        assert_eq!(bench.seen.ends().len(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_results_it_submits_and_leaves() {
     let bench = Bench::new().await;
     let mut watcher = bench.seen.clone();
