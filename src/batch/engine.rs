@@ -521,7 +521,7 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
         let awaited = u64::try_from(self.open.len()).unwrap_or(u64::MAX) + self.unread;
         End {
             error: outcome.err(),
-            counts: self.table.counts(),
+            counts: self.table.settled(),
             awaited: if self.inbox.is_some() {
                 awaited
             } else {

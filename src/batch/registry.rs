@@ -3,7 +3,7 @@
 //! Submitters say how far they are about once a second, so that somebody who asks hears of results that they took since only
 //! then. What waits in the queue is counted while nobody takes it: one look at each message, which stays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,19 +64,28 @@ impl Known {
         }
     }
 
-    /// The last word counts, but for what cannot be undone.
+    /// The last word counts, but for the number of items, which may only grow.
     fn hear(&mut self, record: BatchRecord) {
         self.total = record.total.or(self.total);
-        self.is_submitted |= matches!(record.event, BatchEvent::Submitted | BatchEvent::Ended);
-        // A batch whose failures are submitted again has not ended any more.
+        self.is_submitted = match record.event {
+            BatchEvent::Submitted | BatchEvent::Ended => true,
+            // Who goes on with it may have more, or submit again what has failed.
+            BatchEvent::Begun => false,
+            BatchEvent::Progress => self.is_submitted,
+        };
         self.has_ended = record.event == BatchEvent::Ended;
         self.finished = record.finished;
         self.said_at = record.at;
     }
 
-    /// Whether so many results are those of all items.
-    fn is_all(&self, ended: u64) -> bool {
-        self.is_submitted && self.total.is_some_and(|total| ended >= total)
+    /// Whether these are the ends of all items.
+    fn is_all(&self, finished: &BTreeMap<Status, u64>) -> bool {
+        self.is_submitted && self.total.is_some_and(|total| sum(finished) >= total)
+    }
+
+    /// Whether the batch can have such an item, as far as that is known.
+    fn may_have(&self, seq: u64) -> bool {
+        seq > 0 && self.total.is_none_or(|total| seq <= total)
     }
 }
 
@@ -87,6 +96,8 @@ pub struct Overview {
     pub known: Known,
     /// Somebody takes its results now.
     pub is_attended: bool,
+    /// Its queue is gone before its end, and with it what waited there.
+    pub is_lost: bool,
     /// Messages that wait in its queue; more than final results if there are retries.
     pub waiting: u32,
     /// The final results among them, by status; `None` if they are too many to count, or somebody takes them.
@@ -97,19 +108,28 @@ impl Overview {
     /// How many items ended in which way, as far as that is known.
     #[must_use]
     pub fn finished(&self) -> BTreeMap<Status, u64> {
-        let mut finished = self.known.finished.clone();
-        for (status, count) in self.counted.iter().flatten() {
-            *finished.entry(*status).or_default() += count;
-        }
-        finished
+        together(&self.known.finished, self.counted.as_ref().unwrap_or(&BTreeMap::new()))
     }
 
     /// Whether every item has its final result.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        let finished: u64 = self.finished().values().sum();
-        self.known.has_ended || self.known.is_all(finished)
+        self.known.has_ended || self.known.is_all(&self.finished())
     }
+}
+
+/// How many that are. Anybody may have written the numbers.
+pub fn sum(finished: &BTreeMap<Status, u64>) -> u64 {
+    finished.values().fold(0, |sum, count| sum.saturating_add(*count))
+}
+
+fn together(one: &BTreeMap<Status, u64>, other: &BTreeMap<Status, u64>) -> BTreeMap<Status, u64> {
+    let mut both = one.clone();
+    for (status, count) in other {
+        let of_status = both.entry(*status).or_default();
+        *of_status = of_status.saturating_add(*count);
+    }
+    both
 }
 
 /// Why a batch cannot be looked at.
@@ -174,20 +194,26 @@ pub async fn overview<T: Transport>(
     names: &Names,
     batch: &BatchId,
 ) -> Result<Option<Overview>, RegistryError> {
-    let Some(known) = known(transport, names, batch).await? else {
+    let Some(mut known) = self::known(transport, names, batch).await? else {
         return Ok(None);
     };
     let queue = names.batch_results(batch.as_str());
     let depth = transport.queue_depth(&queue).await?;
+    if depth.is_none()
+        && let Some(last) = self::known(transport, names, batch).await?
+    {
+        known = last; // it may have ended since
+    }
     let (waiting, is_attended) = depth.map_or((0, false), |depth| (depth.messages, depth.consumers > 0));
     let counted = if is_attended || waiting > LOOKED_AT {
         None
     } else if waiting == 0 {
         Some(BTreeMap::new())
     } else {
-        Some(count(transport, queue).await?)
+        Some(count(transport, queue, &known).await?)
     };
     Ok(Some(Overview {
+        is_lost: depth.is_none() && !known.has_ended && !known.is_all(&known.finished),
         known,
         is_attended,
         waiting,
@@ -203,25 +229,31 @@ struct Counted {
     is_final: bool,
 }
 
-async fn count<T: Transport>(transport: &T, queue: String) -> Result<BTreeMap<Status, u64>, DeadError> {
+/// How the items ended whose final results wait: the last submission of each.
+async fn count<T: Transport>(transport: &T, queue: String, known: &Known) -> Result<BTreeMap<Status, u64>, DeadError> {
     let mut pass = Pass::begin(transport, queue).await?;
-    let (mut counts, mut seen) = (BTreeMap::new(), BTreeSet::new());
+    let mut ends: BTreeMap<u64, (u8, Status)> = BTreeMap::new();
     let looked = async {
         while let Some(delivery) = pass.next().await? {
-            let id = delivery.envelope.properties.correlation_id.clone();
-            if let Ok(result) = serde_json::from_slice::<Counted>(&delivery.envelope.body)
+            if let Some(Submission { seq, number }) = submission(&delivery, known)
+                && let Ok(result) = serde_json::from_slice::<Counted>(&delivery.envelope.body)
                 && result.is_final
-                && seen.insert(id)
             {
-                *counts.entry(result.status).or_default() += 1;
+                let end = ends.entry(seq).or_insert((number, result.status));
+                *end = (*end).max((number, result.status));
             }
             pass.keep(delivery);
         }
-        Ok(())
+        Ok::<(), DeadError>(())
     }
     .await;
     pass.end().await;
-    looked.map(|()| counts)
+    looked?;
+    let mut counts = BTreeMap::new();
+    for (_, status) in ends.into_values() {
+        *counts.entry(status).or_default() += 1;
+    }
+    Ok(counts)
 }
 
 /// What was fetched from a batch's queue.
@@ -252,23 +284,26 @@ pub async fn look<T: Transport>(
     };
     if has_results(transport, &queue).await? > 0 {
         let mut pass = Pass::begin(transport, queue).await?;
-        let shown = show(&mut pass, &mut table, sink).await;
+        let shown = show(&mut pass, known, &mut table, sink).await;
         pass.end().await;
         fetched.written = shown?;
     }
-    fetched.is_complete = known.is_all(table.ended() + fetched.before.values().sum::<u64>());
+    fetched.is_complete = known.is_all(&together(&table.counts(), &fetched.before));
     Ok(fetched)
 }
 
 /// Gives all results of a pass to the sink, and keeps their messages. Returns how many they are.
 async fn show<T: Transport>(
     pass: &mut Pass<'_, T>,
+    known: &Known,
     table: &mut Table,
     sink: &mut dyn Sink,
 ) -> Result<u64, RegistryError> {
     let (mut given, mut unflushed) = (0, 0);
     while let Some(delivery) = pass.next().await? {
-        given += u64::from(give(&delivery, table, sink)?);
+        if let Some((submission, result)) = final_result(&delivery, known, table) {
+            given += u64::from(give(&delivery, (submission, &result), table, sink)?);
+        }
         pass.keep(delivery);
         unflushed += 1;
         if unflushed == CHUNK {
@@ -291,6 +326,9 @@ async fn has_results<T: Transport>(transport: &T, queue: &str) -> Result<u32, Re
 /// Gives the results that wait in a batch's queue to `sink`, and takes them from the queue once they are written. What `table`
 /// knows already is not given again.
 ///
+/// Whether that was all is known by what others have said and by what is taken now. What the table has of an item does not
+/// tell: it may have been submitted again since.
+///
 /// # Errors
 /// When the broker or the sink cannot be used. What was not taken from the queue comes again.
 pub async fn fetch<T: Transport>(
@@ -305,12 +343,19 @@ pub async fn fetch<T: Transport>(
     if table.ended() == 0 {
         fetched.before.clone_from(&known.finished);
     }
+    let mut taken_now = Table::default();
     let mut rest = has_results(transport, &queue).await?;
     if rest > 0 {
         let mut inbox = transport.subscribe(&request(queue.clone(), PREFETCH, None)).await?;
         while rest > 0 {
-            let taken = take(&mut inbox, rest, &mut table, sink, &mut fetched.written).await?;
+            let taken = take(&mut inbox, rest).await;
             rest = rest.saturating_sub(u32::try_from(taken.len()).unwrap_or(u32::MAX));
+            for delivery in &taken {
+                if let Some((submission, result)) = final_result(delivery, known, &table) {
+                    taken_now.finish(submission, result.status);
+                    fetched.written += u64::from(give(delivery, (submission, &result), &mut table, sink)?);
+                }
+            }
             sink.flush().await?;
             if taken.is_empty() {
                 break; // somebody else has the rest
@@ -321,11 +366,9 @@ pub async fn fetch<T: Transport>(
             }
         }
     }
-    let mut finished = table.counts();
-    for (status, count) in &fetched.before {
-        *finished.entry(*status).or_default() += count;
-    }
-    fetched.is_complete = known.is_all(finished.values().sum());
+    let finished = together(&known.finished, &taken_now.counts());
+    let has_all = !fetched.before.is_empty() || known.total.is_some_and(|total| table.ended() >= total);
+    fetched.is_complete = known.is_all(&finished) && has_all;
     let event = match fetched.is_complete {
         true => BatchEvent::Ended,
         false => BatchEvent::Progress,
@@ -337,43 +380,50 @@ pub async fn fetch<T: Transport>(
     Ok(fetched)
 }
 
-/// Takes some results of a queue in which so many were ready, and gives those to the sink that it has not had.
-async fn take(
-    inbox: &mut impl Subscription,
-    rest: u32,
-    table: &mut Table,
-    sink: &mut dyn Sink,
-    written: &mut u64,
-) -> Result<Vec<Delivery>, RegistryError> {
+/// Takes some results of a queue in which so many were ready.
+async fn take(inbox: &mut impl Subscription, rest: u32) -> Vec<Delivery> {
     let wanted = usize::try_from(rest).unwrap_or(usize::MAX).min(CHUNK);
     let mut taken = Vec::with_capacity(wanted);
     while taken.len() < wanted
         && let Ok(Some(delivery)) = timeout(PATIENCE, inbox.next()).await
     {
-        *written += u64::from(give(&delivery, table, sink)?);
         taken.push(delivery);
     }
-    Ok(taken)
+    taken
 }
 
-/// Gives a result to the sink, if it is a final one that the table does not have. Returns whether it was.
-fn give(delivery: &Delivery, table: &mut Table, sink: &mut dyn Sink) -> io::Result<bool> {
-    let id = delivery.envelope.properties.correlation_id.as_deref();
-    let submission = id.and_then(|id| id.parse::<Submission>().ok());
-    if let (Some(submission), Ok(result)) = (submission, JobResult::decode(&delivery.envelope.body))
-        && result.is_final
-        && table.finish(submission, result.status)
-    {
-        sink.take(&Finished {
-            seq: submission.seq,
-            submission: submission.number,
-            name: &Name::default(),
-            result: &result,
-            json: &delivery.envelope.body,
-        })?;
-        return Ok(true);
+/// Which item a result is of; `None` for one of none of this batch.
+fn submission(delivery: &Delivery, known: &Known) -> Option<Submission> {
+    let id = delivery.envelope.properties.correlation_id.as_deref()?;
+    let submission: Submission = id.parse().ok()?;
+    known.may_have(submission.seq).then_some(submission)
+}
+
+/// A final result of an item for which the table has room.
+fn final_result(delivery: &Delivery, known: &Known, table: &Table) -> Option<(Submission, JobResult)> {
+    let submission = submission(delivery, known).filter(|submission| table.may_have(submission.seq))?;
+    let result = JobResult::decode(&delivery.envelope.body).ok()?;
+    result.is_final.then_some((submission, result))
+}
+
+/// Gives a final result to the sink, unless the table has it. Returns whether it was given.
+fn give(
+    delivery: &Delivery,
+    (submission, result): (Submission, &JobResult),
+    table: &mut Table,
+    sink: &mut dyn Sink,
+) -> io::Result<bool> {
+    if !table.finish(submission, result.status) {
+        return Ok(false);
     }
-    Ok(false)
+    sink.take(&Finished {
+        seq: submission.seq,
+        submission: submission.number,
+        name: &Name::default(),
+        result,
+        json: &delivery.envelope.body,
+    })?;
+    Ok(true)
 }
 
 fn request(queue: String, prefetch: u16, from: Option<StreamOffset>) -> Subscribe {

@@ -2,7 +2,6 @@
 
 mod elsewhere;
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use crate::app::Signals;
 use crate::batch::input::{Input, InputError};
 use crate::batch::{
     self, AttachError, BatchError, BatchId, Cancel, End, Engine, Herald, MAX_IN_FLIGHT, OnAbort, Plan, Progress,
-    Results, Sink, Watcher,
+    Results, Sink, Table, Watcher,
 };
 use crate::control::fleet;
 use crate::flow::retry::{Backoff, RECONNECT_MAX};
@@ -35,8 +34,8 @@ use elsewhere::BatchCommand;
 const MAX_LINE: usize = 16 * 1024 * 1024;
 /// How often results are written to disk and acked, at most: each time waits for the disk.
 const FLUSH_EVERY: Duration = Duration::from_millis(50);
-/// How long jobs may tell of their end after they were cancelled.
-const CANCELLED_JOBS_END: Duration = Duration::from_secs(10);
+/// How long jobs may tell of their end after they were cancelled: those that use up the usual `kill_grace` of 10 s, too.
+const CANCELLED_JOBS_END: Duration = Duration::from_secs(15);
 
 /// Run many jobs on the fleet, and gather their results.
 ///
@@ -148,7 +147,7 @@ impl Client {
         let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
         sinks.extend(past.file.map(|file| Box::new(file) as Box<dyn Sink>));
         sinks.extend(args.view.files().await?);
-        let results = self.begin(true, past.table.counts()).await?;
+        let results = self.begin(true, &past.table).await?;
         let view = View::new(&args.view, is_single);
         let mut watcher = view.watcher();
         let expected = input.total();
@@ -190,7 +189,7 @@ impl Client {
 
     /// Submits all, and leaves.
     async fn detach(&self, args: &SubmissionArgs, input: Input, past: Past, signals: Signals) -> Result<Exit, Failure> {
-        self.begin(false, past.table.counts()).await?;
+        self.begin(false, &past.table).await?;
         let sinks = past.file.map(|file| Box::new(file) as Box<dyn Sink>);
         let mut watcher = BadLines;
         let mut plan = self.plan(args);
@@ -231,9 +230,10 @@ impl Client {
     }
 
     /// Sees that all is there, and says that it begins. With `attend` the results come here from now on.
-    async fn begin(&self, attend: bool, ended: BTreeMap<Status, u64>) -> Result<Option<Results<Amqp>>, Failure> {
+    async fn begin(&self, attend: bool, past: &Table) -> Result<Option<Results<Amqp>>, Failure> {
         let Herald { names, batch, pool, .. } = &self.herald;
         submit::check_pool(&self.broker, names, pool, &self.patience).await?;
+        self.check_results(past).await?;
         let results = if attend {
             let attached = async || batch::attach(&self.broker, names, batch).await;
             Some(self.patience.persist(attached).await?)
@@ -243,11 +243,28 @@ impl Client {
             self.patience.persist(declared).await?;
             None
         };
-        let record = self.herald.say(BatchEvent::Begun, None, ended);
+        let record = self.herald.say(BatchEvent::Begun, None, past.settled());
         self.patience
             .persist(async || self.broker.publish(&record).await)
             .await?;
         Ok(results)
+    }
+
+    /// Results that an earlier run waited for are still to come only if their queue is there.
+    async fn check_results(&self, past: &Table) -> Result<(), Failure> {
+        let (awaited, queue) = (
+            past.awaiting(),
+            self.herald.names.batch_results(self.herald.batch.as_str()),
+        );
+        let depth = async || self.broker.queue_depth(&queue).await;
+        if awaited == 0 || self.patience.persist(depth).await?.is_some() {
+            return Ok(());
+        }
+        let message = format!(
+            "queue {queue:?} is gone, and with it the results of {awaited} jobs that were submitted: they stay for 14 days; to \
+             run all jobs anew, name another results file"
+        );
+        Err(Failure::new(Exit::Failure, message))
     }
 
     fn plan(&self, args: &SubmissionArgs) -> Plan<Amqp> {

@@ -29,7 +29,7 @@ impl<T: Transport, S: Source> Engine<'_, T, S> {
             return;
         }
         let Some(herald) = &self.plan.herald else { return };
-        let news = (self.table.counts(), self.end.total);
+        let news = (self.table.settled(), self.end.total);
         let is_news = self.told.as_ref() != Some(&news);
         let event = match (self.end.total, self.windows.is_empty() && !self.end.cut_short) {
             (Some(_), true) => BatchEvent::Submitted,

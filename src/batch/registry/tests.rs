@@ -215,6 +215,67 @@ async fn a_file_tells_what_was_fetched_before() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_batch_whose_failures_are_submitted_again_has_not_ended() {
+    let bench = Bench::new().await;
+    let ends = [(Status::Succeeded, 2), (Status::Failed, 1)];
+    bench.say(BatchEvent::Ended, Some(3), &ends).await;
+    bench.say(BatchEvent::Begun, None, &ends).await;
+    assert!(!bench.overview().await.unwrap().is_complete(), "it may submit again");
+    bench.say(BatchEvent::Submitted, Some(3), &ends[..1]).await;
+    let mut file = Table::default(); // of the first run
+    for (seq, status) in [(1, Status::Failed), (2, Status::Succeeded), (3, Status::Succeeded)] {
+        file.finish(Submission { seq, number: 1 }, status);
+    }
+    let (fetched, _) = bench.fetch(file).await;
+    assert!(!fetched.is_complete);
+    bench.result("1.2", Status::Succeeded, true).await;
+    let overview = bench.overview().await.unwrap();
+    assert!(overview.is_complete());
+    assert_eq!(overview.finished(), [(Status::Succeeded, 3)].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_are_no_results_of_the_batch_count_for_nothing() {
+    let bench = Bench::new().await;
+    bench.say(BatchEvent::Submitted, Some(3), &[]).await;
+    for id in ["x", "0", "4", &u64::MAX.to_string(), "1", "1.2"] {
+        bench.result(id, Status::Succeeded, true).await;
+    }
+    let overview = bench.overview().await.unwrap();
+    assert_eq!(overview.finished(), [(Status::Succeeded, 1)].into());
+    let (_, mut given) = bench.fetch(Table::default()).await;
+    given.sort_unstable();
+    assert_eq!(given, [(1, 1), (1, 2)]);
+
+    let many = [(Status::Succeeded, u64::MAX), (Status::Failed, 2)];
+    bench.say(BatchEvent::Progress, Some(u64::MAX), &many).await;
+    assert_eq!(sum(&bench.overview().await.unwrap().finished()), u64::MAX);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_far_beyond_costs_nothing() {
+    let bench = Bench::new().await;
+    bench.say(BatchEvent::Begun, None, &[]).await; // nobody knows how many there are
+    bench.result(&u64::MAX.to_string(), Status::Succeeded, true).await;
+    bench.result("1", Status::Succeeded, true).await;
+    let (fetched, given) = bench.fetch(Table::default()).await;
+    assert_eq!((given, fetched.written), (vec![(1, 1)], 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_is_gone_is_told_until_the_end() {
+    let bench = Bench::new().await;
+    bench
+        .say(BatchEvent::Submitted, Some(2), &[(Status::Succeeded, 1)])
+        .await;
+    assert!(!bench.overview().await.unwrap().is_lost);
+    bench.broker.remove_queue("n.batch.b").await.unwrap();
+    assert!(bench.overview().await.unwrap().is_lost);
+    bench.say(BatchEvent::Ended, Some(2), &[(Status::Succeeded, 2)]).await;
+    assert!(!bench.overview().await.unwrap().is_lost);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_fetches_beside_a_submitter() {
     let bench = Bench::new().await;
     bench.say(BatchEvent::Submitted, Some(2), &[]).await;

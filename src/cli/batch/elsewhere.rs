@@ -149,6 +149,11 @@ async fn until_complete(operator: &Operator<'_>, id: &BatchId) -> Result<Overvie
             if overview.is_complete() {
                 return Ok(overview);
             }
+            if overview.is_lost {
+                let message =
+                    format!("batch {id} has no queue {queue:?} any more: what waited there is lost, and what comes");
+                return Err(Failure::new(Exit::Failure, message));
+            }
         }
         before = Some((depth, known));
         tokio::time::sleep(LOOK_EVERY).await;
@@ -185,7 +190,7 @@ async fn results(operator: &Operator<'_>, args: &ResultsArgs) -> Result<Exit, Fa
 
 /// Says what is not among the results that were written.
 fn tell_of_rest(fetched: &Fetched) {
-    let before: u64 = fetched.before.values().sum();
+    let before = registry::sum(&fetched.before);
     if fetched.written == 0 && before > 0 {
         let how = words(&fetched.before);
         print::note(&format!("no results wait: {before} were taken before{how}"));
@@ -229,14 +234,15 @@ async fn tell(id: &BatchId, overview: &Overview, json: bool) -> Result<(), Failu
         let value = json!({
             "batch": id, "pool": known.pool, "begun_at": known.begun_at, "by": known.by, "total": known.total,
             "submitted": known.is_submitted, "attended": overview.is_attended, "ended": overview.is_complete(),
-            "finished": finished, "waiting": overview.waiting, "counted": overview.counted.is_some(),
+            "finished": finished, "lost": overview.is_lost, "waiting": overview.waiting, "counted": overview.counted.is_some(),
         });
         return out(&value.to_string()).await;
     }
     let total = known.total.map_or_else(|| "?".to_owned(), |total| total.to_string());
-    let ended: u64 = finished.values().sum();
+    let ended = registry::sum(&finished);
     let how = match (overview.is_complete(), known.is_submitted, overview.is_attended) {
         (true, ..) => "ended",
+        _ if overview.is_lost => "its queue is gone, and the results that waited there",
         (_, true, true) => "submitted, its results are taken as they come",
         (_, true, false) => "submitted, its results wait",
         (_, false, true) => "being submitted",
