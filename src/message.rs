@@ -26,6 +26,7 @@ mod decode;
 mod ending;
 pub mod envelope;
 pub mod event;
+pub(crate) mod harmless;
 pub mod id;
 pub mod inventory;
 pub mod job;

@@ -1,5 +1,7 @@
 //! Tables for people: aligned columns, no colours, no lines drawn, so that they go well through a pager and `cut`.
 
+use crate::message::harmless::harmless;
+
 /// A heading and its rows, aligned. What others wrote is shown without control characters, which a terminal would obey.
 pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = std::iter::once(heading.map(str::to_owned))
@@ -12,15 +14,6 @@ pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
-/// A text without control characters, and never empty.
-pub(super) fn harmless(text: &str) -> String {
-    if text.is_empty() {
-        return "-".to_owned();
-    }
-    let harmless = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
-    text.chars().map(harmless).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, timeout_at};
 
+use crate::message::harmless::harmless;
 use crate::message::{JobId, Order};
 use crate::transport::topology::{Declare, Names, ORDERS_KEPT};
 use crate::transport::{StreamOffset, Subscribe, Subscription, Transport, TransportError};
@@ -33,7 +34,7 @@ impl fmt::Display for Given {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "since {}", self.at)?;
         match &self.by {
-            Some(by) => write!(out, " by {by}"),
+            Some(by) => write!(out, " by {}", harmless(by)),
             None => Ok(()),
         }
     }

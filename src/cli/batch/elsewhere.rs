@@ -16,6 +16,7 @@ use crate::cli::broker_args::ClientError;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::operator::{Operator, OperatorArgs, out, show, who};
 use crate::cli::print;
+use crate::message::harmless::harmless;
 use crate::message::{Span, Status};
 use crate::transport::BoxFuture;
 
@@ -248,10 +249,10 @@ async fn tell(id: &BatchId, overview: &Overview, json: bool) -> Result<(), Failu
         (_, false, true) => "being submitted",
         (_, false, false) => "not submitted to its end, and nobody goes on with it",
     };
-    let by = known.by.as_deref().unwrap_or("somebody");
+    let by = harmless(known.by.as_deref().unwrap_or("somebody"));
     out(&format!(
         "batch {id}: {how}\npool {}, begun by {by} at {}\n{ended} of {total} ended{}",
-        known.pool,
+        harmless(&known.pool),
         known.begun_at,
         words(&finished)
     ))

@@ -2,6 +2,7 @@
 
 use super::{Facts, Verdict};
 use crate::message::JobId;
+use crate::message::harmless::harmless;
 
 /// A sentence, and what to do if there is something to do.
 pub(super) fn of(id: &JobId, verdict: &Verdict, facts: &Facts) -> (String, Option<String>) {
@@ -136,7 +137,7 @@ fn of_queue(verdict: &Verdict) -> Option<(String, Option<String>)> {
 }
 
 fn by_whom(by: Option<&str>) -> String {
-    by.map(|by| format!(" by {by}")).unwrap_or_default()
+    by.map(|by| format!(" by {}", harmless(by))).unwrap_or_default()
 }
 
 fn unknown(facts: &Facts) -> String {
