@@ -127,22 +127,21 @@ impl Table {
     /// How many items ended in which way, each counted once.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<Status, u64> {
-        let all = Status::ALL.into_iter().zip(self.counts);
-        all.filter(|(_, count)| *count > 0).collect()
+        named(self.counts)
     }
 
     /// The same without those that were submitted again, and are awaited.
     #[must_use]
     pub fn settled(&self) -> BTreeMap<Status, u64> {
-        let mut counts = BTreeMap::new();
-        for entry in self
+        let mut counts = self.counts;
+        let again = self
             .entries
             .iter()
-            .filter(|entry| entry.finished > 0 && !entry.is_awaited())
-        {
-            *counts.entry(Status::ALL[usize::from(entry.status)]).or_default() += 1;
+            .filter(|entry| entry.finished > 0 && entry.is_awaited());
+        for entry in again {
+            counts[usize::from(entry.status)] -= 1;
         }
-        counts
+        named(counts)
     }
 
     /// How many items have ended.
@@ -171,6 +170,12 @@ impl Table {
             self.forgotten += 1;
         }
     }
+}
+
+/// Counts by status, without those of 0.
+fn named(counts: [u64; Status::ALL.len()]) -> BTreeMap<Status, u64> {
+    let all = Status::ALL.into_iter().zip(counts);
+    all.filter(|(_, count)| *count > 0).collect()
 }
 
 fn code(status: Status) -> u8 {
@@ -234,6 +239,7 @@ mod tests {
             assert!(table.entries.len() <= 11);
         }
         assert_eq!((table.awaiting(), table.ended()), (10, 99_990));
+        assert_eq!(table.settled(), [(Status::Succeeded, 99_990)].into());
         assert!(table.has_finished(first(1)) && !table.has_finished(first(100_000)));
         assert!(!table.finish(first(1), Status::Succeeded), "it is known");
     }
