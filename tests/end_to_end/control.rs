@@ -303,7 +303,9 @@ fn the_id_of_a_batch_is_none_of_a_job() {
     is_refused();
     let worker = bench.worker(&[&pool]);
     bench.synthex(&["batch", "wait", &id]).run().expect_code(0); // for it ran
-    bench.synthex(&["batch", "results", &id]).run().expect_code(0);
+    let file = bench.path("taken.jsonl").display().to_string();
+    let take = ["batch", "results", &id, "--results", &file];
+    bench.synthex(&take).run().expect_code(0);
     assert_eq!(bench.rabbit.size(&bench.named(&format!("batch.{id}"))), None);
     is_refused();
     worker.stop();
