@@ -500,6 +500,14 @@ pub enum TransportError {
         /// The broker's words.
         reason: String,
     },
+    /// The broker has the queue, and cannot reach it: the queue's node is down, or is only just starting.
+    #[error("{operation}: {reason}")]
+    Unavailable {
+        /// What was asked of the broker, with the name of the queue.
+        operation: String,
+        /// The broker's words.
+        reason: String,
+    },
     /// The connection was lost on the way.
     #[error("{operation}: {reason}")]
     Lost {
@@ -534,7 +542,10 @@ impl TransportError {
     /// Whether trying again later may help without anybody changing a setting.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Lost { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::Unavailable { .. } | Self::Lost { .. }
+        )
     }
 
     /// Whether the broker has let us in, and said no to what was asked: about the operation, not about the connection.

@@ -218,7 +218,9 @@ fn namespace(text: &str) -> Result<String, String> {
 /// What a client says of a broker it could not use.
 pub(super) fn broker_failure(error: &TransportError) -> Failure {
     let exit = match error {
-        TransportError::Unreachable { .. } | TransportError::Lost { .. } => Exit::Unavailable,
+        TransportError::Unreachable { .. } | TransportError::Unavailable { .. } | TransportError::Lost { .. } => {
+            Exit::Unavailable
+        }
         TransportError::LoginRefused { .. }
         | TransportError::Tls { .. }
         | TransportError::File { .. }
@@ -228,6 +230,7 @@ pub(super) fn broker_failure(error: &TransportError) -> Failure {
     };
     let hint = match error {
         TransportError::Unreachable { .. } => "; check that it runs and that --amqp-url is right",
+        TransportError::Unavailable { .. } => "; try again once the broker has started",
         _ => "",
     };
     Failure::new(exit, format!("failed to {error}{hint}"))

@@ -169,11 +169,19 @@ fn reply_code(error: &lapin::Error) -> Option<u16> {
     }
 }
 
+/// Whether the broker has no such exchange or queue. It answers with the same code where it has the queue and cannot reach
+/// it, so that only its words tell: "NOT_FOUND - no queue …" of one that is not there, "NOT_FOUND - home node … of durable
+/// queue … is down or inaccessible", "… due to timeout" and others of one that is.
+fn is_missing(error: &lapin::Error) -> bool {
+    reply_code(error) == Some(reply::NOT_FOUND) && words(error).starts_with("NOT_FOUND - no ")
+}
+
 /// An error of an operation on an open connection: the broker's refusal, or the connection's end.
 fn operation_error(operation: &str, error: &lapin::Error) -> TransportError {
     let operation = operation.to_owned();
     let reason = words(error);
     match reply_code(error) {
+        Some(reply::NOT_FOUND) if !is_missing(error) => TransportError::Unavailable { operation, reason },
         Some(
             reply::ACCESS_REFUSED
             | reply::NOT_FOUND

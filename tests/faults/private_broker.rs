@@ -179,6 +179,31 @@ async fn a_worker_waits_for_a_broker_that_is_not_there_yet() {
     stop(&rig, worker).await;
 }
 
+/// On the node that all share: it comes to no harm. A node that starts takes connections before it has all its queues, and
+/// then says of a durable queue what it says here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_waits_for_queues_that_their_node_does_not_have_yet() {
+    let broker = Broker::shared().await;
+    let (rig, url) = rig(broker.vhost().await).await;
+    let first = worker(&rig, &url, "");
+    first.wait_for_line(is_consuming);
+    stop(&rig, first).await;
+    let log = resource(rig.vhost().name(), &rig.names.orders());
+    let forget = format!("mnesia:dirty_delete(rabbit_queue, {log}).");
+    let recover = format!("[Q] = mnesia:dirty_read(rabbit_durable_queue, {log}), mnesia:dirty_write(rabbit_queue, Q).");
+    assert_eq!(broker.eval(&forget).await, "ok");
+    let worker = prepared(&rig, &url, "").spawn();
+    wait_for_lines(&worker, 2, "is down or inaccessible");
+    let before = worker.lines();
+    assert_eq!(broker.eval(&recover).await, "ok");
+    worker.wait_for_line_after(before, is_consuming);
+
+    rig.publish("job", &json!({ "command": ["true"] })).await;
+    let results = rig.wait_for_ends(["job".to_owned()]).await;
+    assert_once(&results);
+    stop(&rig, worker).await;
+}
+
 /// On the node that all share: it comes to no harm.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_an_operator_closes_are_opened_again_and_commands_go_on() {
@@ -250,18 +275,24 @@ async fn a_consumer_that_the_broker_forgot_is_noticed_and_replaced() {
     assert_eq!(losses, 2, "nothing else ended a consumer until the stop");
 }
 
+/// The name of a queue as the broker has it, as an expression.
+fn resource(vhost: &str, queue: &str) -> String {
+    format!(r#"rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)"#)
+}
+
 /// An expression that takes a queue's consumers off it, as a queue's leader that lost them would: neither their connections
 /// nor the clients hear of it.
 fn forget_consumers(vhost: &str, queue: &str) -> String {
     format!(
-        r#"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),
+        r#"{{ok, Q}} = rabbit_amqqueue:lookup({}),
            Leader = amqqueue:get_pid(Q),
            {{ok, {{_, Consumers}}, _}} = ra:local_query(Leader, fun rabbit_fifo:query_consumers/1),
            [begin
                 Forget = rabbit_fifo:make_checkout(Id, cancel, #{{}}),
                 {{ok, Answer, _}} = ra:process_command(Leader, Forget),
                 Answer
-            end || Id <- maps:keys(Consumers)]."#
+            end || Id <- maps:keys(Consumers)]."#,
+        resource(vhost, queue)
     )
 }
 

@@ -17,7 +17,7 @@ use lapin::options::{ExchangeUnbindOptions, QueueDeclareOptions, QueueDeleteOpti
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::topology::Declarer;
-use super::{Amqp, operation_error, reply, reply_code, short, words};
+use super::{Amqp, is_missing, operation_error, reply, reply_code, short, words};
 use crate::message::{Envelope, HeaderValue, JobId, Properties};
 use crate::transport::topology::{Declare, Exchange, Queue, Topology};
 use crate::transport::{Publication, PublishError, Routing, Subscription, Transport, TransportError};
@@ -87,7 +87,7 @@ impl Amqp {
     async fn presence(&self, thing: &Thing<'_>) -> Result<Presence, TransportError> {
         match self.declare_one(thing, Declare::Passive).await? {
             Ok(()) => {}
-            Err(error) if reply_code(&error) == Some(reply::NOT_FOUND) => return Ok(Presence::Missing),
+            Err(error) if is_missing(&error) => return Ok(Presence::Missing),
             Err(error) => return hidden(thing, &error),
         }
         match self.declare_one(thing, Declare::Active).await? {
@@ -207,14 +207,16 @@ enum Thing<'a> {
     Queue(&'a Queue),
 }
 
-/// A refusal says something of the thing, any other error of the connection.
+/// A refusal says something of the thing, and so does its absence for now; any other error says something of the connection.
 fn hidden(thing: &Thing<'_>, error: &lapin::Error) -> Result<Presence, TransportError> {
     let name = match thing {
         Thing::Exchange(exchange) => &exchange.name,
         Thing::Queue(queue) => &queue.name,
     };
     match operation_error(&format!("look at {name:?}"), error) {
-        TransportError::Refused { reason, .. } => Ok(Presence::Hidden(reason)),
+        TransportError::Refused { reason, .. } | TransportError::Unavailable { reason, .. } => {
+            Ok(Presence::Hidden(reason))
+        }
         other => Err(other),
     }
 }

@@ -6,7 +6,7 @@ use lapin::{Channel, ExchangeKind as LapinKind};
 use tracing::warn;
 
 use super::session::Session;
-use super::{operation_error, reply, reply_code, short, words};
+use super::{is_missing, operation_error, reply, reply_code, short, words};
 use crate::transport::topology::{Argument, Declare, Exchange, ExchangeKind, Queue, Topology};
 use crate::transport::{QueueDepth, TransportError};
 
@@ -58,7 +58,7 @@ pub(super) async fn depth(session: &Session, queue: &str) -> Result<Option<Queue
             messages: found.message_count(),
             consumers: found.consumer_count(),
         })),
-        Err(error) if reply_code(&error) == Some(reply::NOT_FOUND) => Ok(None),
+        Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(operation_error(&format!("look at queue {queue:?}"), &error)),
     }
 }
@@ -68,9 +68,7 @@ pub(super) async fn remove(session: &Session, queue: &str) -> Result<(), Transpo
     let channel = session.channel().await?;
     let removed = channel.queue_delete(short(queue)?, QueueDeleteOptions::default()).await;
     match removed {
-        Err(error) if reply_code(&error) != Some(reply::NOT_FOUND) => {
-            Err(operation_error(&format!("remove queue {queue:?}"), &error))
-        }
+        Err(error) if !is_missing(&error) => Err(operation_error(&format!("remove queue {queue:?}"), &error)),
         _ => Ok(()),
     }
 }

@@ -297,8 +297,12 @@ impl Node {
             .replace("PORT", &ports.eval.to_string())
             .replace("PASSWORD", &self.facts.password);
         // Erlang starts a daemon if it finds no epmd. Two schedulers are plenty on any machine. A certificate that a test
-        // has changed is shown from the next connection on.
-        let arguments = format!("-start_epmd false +S 2:2 -ssl bypass_pem_cache true -eval {evaluator}");
+        // has changed is shown from the next connection on. What expires in a delay queue before a starting node has the
+        // queue behind it is tried again after this time, by default 3 minutes.
+        let arguments = format!(
+            "-start_epmd false +S 2:2 -ssl bypass_pem_cache true \
+             -rabbit dead_letter_worker_publisher_confirm_timeout 5000 -eval {evaluator}"
+        );
         command.env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", arguments);
         command.env("HOME", folder).envs([
             ("RABBITMQ_MNESIA_BASE", folder.join("data")),
