@@ -20,6 +20,7 @@
 //! [`units`].
 
 pub mod batch;
+mod body;
 mod check;
 pub mod control;
 mod decode;
@@ -40,6 +41,7 @@ pub mod trace;
 pub mod units;
 
 pub use batch::{BatchEvent, BatchRecord};
+pub use body::Body;
 pub use control::{ControlError, Order, PoolState, Reply, Request, WorkerState};
 pub use decode::{JobError, peek_id};
 pub use ending::{EndedBy, Enforcer, LimitsApplied, Phases};

@@ -251,8 +251,8 @@ pub struct Publication {
     pub routing_key: String,
     /// What happens when no queue takes it.
     pub routing: Routing,
-    /// The message.
-    pub envelope: Envelope,
+    /// The message, which several may share.
+    pub envelope: Arc<Envelope>,
 }
 
 /// Whether a message must reach a queue.

@@ -139,13 +139,14 @@ async fn publish(url: &str, pools: &[String], body: &str, count: usize) {
         routing_key: pools[number % pools.len()].clone(),
         routing: Routing::Mandatory,
         envelope: Envelope {
-            body: body.clone(),
+            body: body.clone().into(),
             properties: Properties {
                 content_type: Some("application/json".into()),
                 message_id: Some(format!("bench-{number}")),
                 ..Properties::default()
             },
-        },
+        }
+        .into(),
     };
     let publish = async |number| {
         let published = broker.publish(&job(number)).await;

@@ -157,10 +157,10 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
     pub async fn work(&mut self, stop: &Shutdown, gone: &CancellationToken) -> Result<(), BatchError> {
         self.tell_of_earlier_runs();
         while !self.is_done() {
-            let may_read = self.may_read();
+            let (may_read, flush_at) = (self.may_read(), self.flush_at());
             tokio::select! {
                 inbound = next(&mut self.inbox) => self.receive(inbound?).await?,
-                () = tokio::time::sleep_until(self.flushed + self.plan.flush_every), if self.unflushed > 0 => {
+                () = tokio::time::sleep_until(flush_at), if self.unflushed > 0 => {
                     self.flush().await?;
                 }
                 sent = self.windows.next() => self.settle(sent)?,
@@ -378,7 +378,7 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
         self.backlog_until = Instant::now() + BACKLOG_PATIENCE;
         let id = delivery.envelope.properties.correlation_id.as_deref();
         let submission = id.and_then(|id| id.parse::<Submission>().ok());
-        let result = JobResult::decode(&delivery.envelope.body);
+        let result = delivery.envelope.body.result();
         match (submission, result) {
             (Some(submission), Ok(result)) if self.is_of_batch(submission) => {
                 if !self.table.has_finished(submission) {
@@ -501,6 +501,14 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
     /// Whether no more results are to be kept in memory.
     fn is_full(&self) -> bool {
         self.unacked.len() >= FLUSH_COUNT || self.unflushed >= FLUSH_BYTES
+    }
+
+    /// When what was taken is to be written at the latest. Where nothing else is under way, nothing is gained by waiting.
+    fn flush_at(&self) -> Instant {
+        match self.open.is_empty() {
+            true => self.flushed,
+            false => self.flushed + self.plan.flush_every,
+        }
     }
 
     async fn flush(&mut self) -> Result<(), BatchError> {

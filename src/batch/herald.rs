@@ -39,14 +39,15 @@ impl Herald {
             routing_key: String::new(),
             routing: Routing::Mandatory,
             envelope: Envelope {
-                body: record.encode(),
+                body: record.encode().into(),
                 properties: Properties {
                     content_type: Some(JSON.to_owned()),
                     message_id: Some(JobId::random().to_string()),
                     timestamp: u64::try_from(record.at.as_second()).ok(),
                     ..Properties::default()
                 },
-            },
+            }
+            .into(),
         }
     }
 }

@@ -57,11 +57,12 @@ impl Address {
         if let Some(cause) = &self.cause {
             cause.write(&mut properties);
         }
+        let body = body.into();
         Publication {
             exchange: self.exchange.clone(),
             routing_key: self.pool.clone(),
             routing: Routing::Mandatory,
-            envelope: Envelope { body, properties },
+            envelope: Envelope { body, properties }.into(),
         }
     }
 
@@ -168,7 +169,7 @@ mod tests {
                 ..address(Ids::OfBatch)
             };
             let job = address.job(Submission { seq: 1, number: 1 }, "a:1", Bytes::new());
-            job.envelope.properties
+            job.envelope.properties.clone()
         };
         let cause = TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", Some("a=1"));
         assert!(cause.is_some());
@@ -180,7 +181,7 @@ mod tests {
     fn ids_of_origin_tell_the_line_and_nothing_else() {
         let id = |origin: &str| {
             let job = address(Ids::OfOrigin).job(Submission { seq: 1, number: 1 }, origin, Bytes::new());
-            job.envelope.properties.message_id.unwrap()
+            job.envelope.properties.message_id.clone().unwrap()
         };
         assert_eq!(id("/a/b/jobs of today.jsonl:3"), "jobs-of-today.jsonl:3");
         assert_eq!(id("stdin:12"), "stdin:12");

@@ -400,9 +400,9 @@ fn submission(delivery: &Delivery, known: &Known) -> Option<Submission> {
 }
 
 /// A final result of an item for which the table has room.
-fn final_result(delivery: &Delivery, known: &Known, table: &Table) -> Option<(Submission, JobResult)> {
+fn final_result(delivery: &Delivery, known: &Known, table: &Table) -> Option<(Submission, Arc<JobResult>)> {
     let submission = submission(delivery, known).filter(|submission| table.may_have(submission.seq))?;
-    let result = JobResult::decode(&delivery.envelope.body).ok()?;
+    let result = delivery.envelope.body.result().ok()?;
     result.is_final.then_some((submission, result))
 }
 

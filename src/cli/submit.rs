@@ -251,9 +251,10 @@ impl Client {
             routing_key: self.pool.clone(),
             routing: Routing::Mandatory,
             envelope: Envelope {
-                body: job.encode(),
+                body: job.encode().into(),
                 properties,
-            },
+            }
+            .into(),
         }
     }
 

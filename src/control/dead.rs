@@ -243,7 +243,7 @@ impl<T: Transport> DeadLetters<T> {
             exchange: self.names.jobs(),
             routing_key: pool.to_owned(),
             routing: Routing::Mandatory,
-            envelope,
+            envelope: envelope.into(),
         }
     }
 }
@@ -271,7 +271,6 @@ fn no_pool_queues(missing: &BTreeMap<String, String>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
 
     use super::*;
     use crate::message::{Attempt, HeaderValue, Properties};
@@ -303,7 +302,7 @@ mod tests {
         properties.headers = headers.map(|name| (name.to_owned(), HeaderValue::from("text"))).into();
         Attempt::FIRST.after_run().write(&mut properties);
         Envelope {
-            body: Bytes::from_static(b"{}"),
+            body: "{}".into(),
             properties,
         }
     }

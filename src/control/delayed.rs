@@ -115,7 +115,8 @@ mod tests {
             envelope: Envelope {
                 body: "{}".into(),
                 properties,
-            },
+            }
+            .into(),
         };
         broker.publish(&publication).await.unwrap();
     }

@@ -161,7 +161,7 @@ fn refuse(message: String) -> Reply {
 /// The answer for the one who asked, if somebody did. Who does not wait any longer has no queue any more.
 fn reply_to(asked: &Properties, reply: &Reply) -> Option<Publication> {
     let envelope = Envelope {
-        body: reply.encode(),
+        body: reply.encode().into(),
         properties: Properties {
             correlation_id: asked.correlation_id.clone(),
             ..fleet::properties()
@@ -171,6 +171,6 @@ fn reply_to(asked: &Properties, reply: &Reply) -> Option<Publication> {
         exchange: String::new(),
         routing_key: asked.reply_to.clone().filter(|address| !address.is_empty())?,
         routing: Routing::Optional,
-        envelope,
+        envelope: envelope.into(),
     })
 }

@@ -47,7 +47,7 @@ pub fn order(names: &Names, order: &Order) -> Publication {
         exchange: names.control(),
         routing_key: format!("order.{}", order.name()),
         routing: Routing::Mandatory,
-        envelope: envelope(order.encode(), properties()),
+        envelope: envelope(order.encode(), properties()).into(),
     }
 }
 
@@ -96,7 +96,7 @@ impl Question {
                 exchange: names.control(),
                 routing_key: key(target),
                 routing: Routing::Mandatory,
-                envelope: envelope(request.encode(), asking),
+                envelope: envelope(request.encode(), asking).into(),
             },
             id,
             answers: match target {
@@ -157,6 +157,7 @@ pub fn inventories(replies: Vec<Reply>) -> Vec<Inventory> {
 }
 
 fn envelope(body: Bytes, properties: Properties) -> Envelope {
+    let body = body.into();
     Envelope { body, properties }
 }
 

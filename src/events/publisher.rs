@@ -196,9 +196,10 @@ impl<T: Transport> Outlet<T> {
             routing_key: event.routing_key(),
             routing: Routing::Optional,
             envelope: Envelope {
-                body: event.encode(),
+                body: event.encode().into(),
                 properties: fleet::properties(),
-            },
+            }
+            .into(),
         }
     }
 
@@ -228,12 +229,13 @@ impl<T: Transport> Outlet<T> {
                     routing_key: answer.to.reply_to,
                     routing: Routing::Optional, // who asked may be gone
                     envelope: Envelope {
-                        body: Reply::Output { run, chunks }.encode(),
+                        body: Reply::Output { run, chunks }.encode().into(),
                         properties: Properties {
                             correlation_id: answer.to.correlation_id,
                             ..fleet::properties()
                         },
-                    },
+                    }
+                    .into(),
                 }
             }
         }

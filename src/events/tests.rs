@@ -116,7 +116,7 @@ impl Ears {
             .await
             .expect("something comes")
             .unwrap();
-        let body = delivery.envelope.body.clone();
+        let body = Bytes::clone(&delivery.envelope.body);
         delivery.ack().await.unwrap();
         body
     }

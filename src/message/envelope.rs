@@ -11,10 +11,10 @@ use std::num::IntErrorKind;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::body::Body;
 use super::decode::JobError;
 use super::id::JobId;
 use super::timestamp;
@@ -23,8 +23,8 @@ use super::units::quoted;
 /// A message as it travels: properties and a body.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Envelope {
-    /// What the message holds, unread.
-    pub body: Bytes,
+    /// What the message holds.
+    pub body: Body,
     /// What it says about itself.
     pub properties: Properties,
 }

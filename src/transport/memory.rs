@@ -304,7 +304,7 @@ mod tests {
             exchange: String::new(),
             routing_key: queue.to_owned(),
             routing: Routing::Mandatory,
-            envelope: Envelope::default(),
+            envelope: Envelope::default().into(),
         };
         broker.publish(&publication).await.expect("the queue is there");
     }

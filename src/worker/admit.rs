@@ -369,7 +369,7 @@ fn handler_plan(pool: &Pool, handler: &[String], envelope: &Envelope) -> Plan {
         args: args.iter().map(OsString::from).collect(),
         env: Environment::shared(&pool.env),
         cwd: pool.cwd.clone(),
-        stdin: envelope.body.clone(),
+        stdin: envelope.body.clone().into(),
         timeout: pool.timeout,
         term_signal: pool.term_signal,
         kill_grace: pool.kill_grace,

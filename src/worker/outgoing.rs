@@ -1,5 +1,6 @@
 //! The messages that leave a worker. Pure: what is published where, not when.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,12 +20,12 @@ const HEADERS_MAX: usize = 64 * 1024;
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// A result for everybody who listens.
-pub(super) fn result(names: &Names, ticket: &Ticket, result: &JobResult) -> Publication {
+pub(super) fn result(names: &Names, ticket: &Ticket, result: &Arc<JobResult>) -> Publication {
     Publication {
         exchange: names.results(),
         routing_key: format!("{}.{}", result.worker.pool, result.status),
         routing: Routing::Optional,
-        envelope: result_envelope(ticket, result),
+        envelope: result_envelope(ticket, result).into(),
     }
 }
 
@@ -44,7 +45,7 @@ pub(super) fn reply(ticket: &Ticket, result: &Publication) -> Option<Publication
     })
 }
 
-fn result_envelope(ticket: &Ticket, result: &JobResult) -> Envelope {
+fn result_envelope(ticket: &Ticket, result: &Arc<JobResult>) -> Envelope {
     let mut properties = Properties {
         content_type: Some(JSON.to_owned()),
         message_id: Some(result.message_id()),
@@ -57,7 +58,7 @@ fn result_envelope(ticket: &Ticket, result: &JobResult) -> Envelope {
         context.write(&mut properties);
     }
     Envelope {
-        body: result.encode(),
+        body: result.into(),
         properties,
     }
 }
@@ -94,7 +95,7 @@ pub(super) fn held_back(
     wait: Duration,
 ) -> Publication {
     let mut later = put_off(names, pool, job, ticket, wait);
-    not_before(&mut later.envelope, at);
+    not_before(Arc::make_mut(&mut later.envelope), at);
     later
 }
 
@@ -161,7 +162,7 @@ pub(super) fn dead(
         exchange: names.dead(),
         routing_key: result.worker.pool.clone(),
         routing: Routing::Mandatory,
-        envelope,
+        envelope: envelope.into(),
     }
 }
 
@@ -170,7 +171,7 @@ fn to_queue(names: &Names, pool: &str, envelope: Envelope) -> Publication {
         exchange: String::new(),
         routing_key: names.pool_queue(pool),
         routing: Routing::Mandatory,
-        envelope,
+        envelope: envelope.into(),
     }
 }
 
@@ -179,7 +180,7 @@ fn delayed(names: &Names, pool: &str, envelope: Envelope, wait: Duration) -> Pub
         exchange: names.delay(tier_for(wait)),
         routing_key: pool.to_owned(),
         routing: Routing::Mandatory,
-        envelope,
+        envelope: envelope.into(),
     }
 }
 
@@ -243,7 +244,6 @@ fn keep_id(envelope: &mut Envelope, id: &JobId) {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
 
     use super::*;
     use crate::message::TraceContext;
@@ -265,7 +265,7 @@ mod tests {
             ("traceparent", text("00-1-2-03")),
         ];
         Envelope {
-            body: Bytes::from_static(b"{}"),
+            body: "{}".into(),
             properties: Properties {
                 message_id: Some("job-1".to_owned()),
                 correlation_id: Some("c".to_owned()),
@@ -314,7 +314,7 @@ mod tests {
             ["traceparent", header::UNIQUE],
             "the broker's history would end it as a cycle"
         );
-        let (was, is) = (job().properties, back.envelope.properties);
+        let (was, is) = (job().properties, back.envelope.properties.clone());
         assert_eq!((is.message_id, is.correlation_id), (was.message_id, was.correlation_id));
         assert_eq!(
             (is.reply_to, is.priority, is.user_id),
@@ -406,11 +406,11 @@ mod tests {
     }
 
     fn result_properties(ticket: &Ticket) -> Properties {
-        result(&names(), ticket, &ended(ticket)).envelope.properties
+        result(&names(), ticket, &ended(ticket)).envelope.properties.clone()
     }
 
     /// The result of a job that has expired.
-    fn ended(ticket: &Ticket) -> JobResult {
+    fn ended(ticket: &Ticket) -> Arc<JobResult> {
         let refusal = crate::worker::admit::Refusal {
             kind: crate::message::FailureKind::Expired,
             field: None,
@@ -452,7 +452,7 @@ mod tests {
             (all.exchange.as_str(), all.routing_key.as_str()),
             ("n.results", "p.expired")
         );
-        let properties = all.envelope.properties;
+        let properties = &all.envelope.properties;
         assert_eq!(properties.message_id.as_deref(), Some("j/1"));
         assert_eq!(
             (properties.kind.as_deref(), properties.correlation_id.as_deref()),

@@ -4,6 +4,7 @@
 //! by the next one. So it holds finished messages and asks nothing of the job any more. What is written here is read by
 //! later versions: `spool::format` keeps a sample that has to load.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -78,8 +79,8 @@ impl Parcel {
     }
 
     /// The result that it holds.
-    pub(super) fn result(&self) -> Option<JobResult> {
-        JobResult::decode(&self.result_message()?.body).ok()
+    pub(super) fn result(&self) -> Option<Arc<JobResult>> {
+        self.result_message()?.body.result().ok()
     }
 
     /// The trace that its result is a part of.
@@ -143,7 +144,8 @@ pub(super) fn sample(id: &str, bytes: usize) -> Parcel {
                 message_id: Some(format!("{id}/1")),
                 ..Properties::default()
             },
-        },
+        }
+        .into(),
     };
     Parcel {
         key: bytes as u128,

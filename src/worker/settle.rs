@@ -2,6 +2,7 @@
 //!
 //! Pure: nothing is sent here.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -24,7 +25,7 @@ const HELPER_DIED: &str = "the helper process that held the command was killed, 
 /// An attempt's end.
 #[derive(Debug)]
 pub(super) struct Conclusion {
-    pub(super) result: JobResult,
+    pub(super) result: Arc<JobResult>,
     pub(super) next: Next,
 }
 
@@ -46,7 +47,7 @@ impl Conclusion {
     /// Says who has cancelled the job, where that is how it ended.
     pub(super) fn told(mut self, cancellation: Option<&Cancellation>) -> Self {
         if let (Status::Cancelled, Some(cancellation)) = (self.result.status, cancellation) {
-            self.result.error = failure(FailureKind::Cancelled, cancellation.to_string());
+            Arc::make_mut(&mut self.result).error = failure(FailureKind::Cancelled, cancellation.to_string());
         }
         self
     }
@@ -73,6 +74,7 @@ pub(super) fn conclude(ticket: &Ticket, retry: &Retry, outcome: Outcome, worker:
         is_final: !matches!(next, Next::Retry(_)),
         ..bare(ticket, status, outcome.finished_at, worker)
     };
+    let result = Arc::new(result);
     Conclusion { result, next }
 }
 
@@ -96,6 +98,7 @@ pub(super) fn refuse(
         error,
         ..bare(ticket, status, now, worker)
     };
+    let result = Arc::new(result);
     Conclusion { result, next }
 }
 

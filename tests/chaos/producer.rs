@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use synthex::message::{Envelope, Properties};
 use synthex::transport::amqp::Amqp;
@@ -92,14 +91,15 @@ impl Producer {
             routing_key: POOL.into(),
             routing: Routing::Mandatory,
             envelope: Envelope {
-                body: Bytes::from(kind.body(random).to_string()),
+                body: kind.body(random).to_string().into(),
                 properties: Properties {
                     content_type: Some("application/json".into()),
                     message_id: Some(id.clone()),
                     timestamp: Some(now.as_secs()),
                     ..Properties::default()
                 },
-            },
+            }
+            .into(),
         };
         (id, kind, publication)
     }

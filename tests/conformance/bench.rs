@@ -4,7 +4,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use synthex::message::Envelope;
 use synthex::transport::memory::Memory;
 use synthex::transport::topology::{Binding, DeadLetter, Declare, Exchange, ExchangeKind, Queue, Topology};
@@ -101,9 +100,10 @@ pub fn to(exchange: &str, routing_key: &str, text: &str) -> Publication {
         routing_key: routing_key.to_owned(),
         routing: Routing::Mandatory,
         envelope: Envelope {
-            body: Bytes::copy_from_slice(text.as_bytes()),
+            body: text.to_owned().into(),
             ..Envelope::default()
-        },
+        }
+        .into(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Where messages go that nobody acks, and what is written on them.
 
+use std::sync::Arc;
+
 use synthex::message::HeaderValue;
 use synthex::transport::topology::{Names, Queue, Topology};
 use synthex::transport::{Delivery, Routing, Transport};
@@ -29,7 +31,7 @@ pub async fn a_rejected_message_is_dead_lettered_with_its_reason<T: Transport>(b
     let names = Names::new("n");
     bench.declare(&Topology::new(&names, ["p"])).await;
     let mut job = to(&names.jobs(), "p", "job");
-    let headers = &mut job.envelope.properties.headers;
+    let headers = &mut Arc::make_mut(&mut job.envelope).properties.headers;
     headers.insert("x-synthex-attempt".into(), HeaderValue::Int(3));
     bench.publish(&job).await.expect("a route to the pool");
     let mut jobs = bench.subscribe(&names.pool_queue("p"), 1).await;
@@ -100,12 +102,12 @@ pub async fn our_own_headers_survive_a_publish_to_the_dead_exchange<T: Transport
         ("x-synthex-attempt", HeaderValue::Int(1)),
     ];
     let ours = ours.map(|(name, value)| (name.to_owned(), value)).into();
-    letter.envelope.properties.headers = ours;
+    Arc::make_mut(&mut letter.envelope).properties.headers = ours;
     bench.publish(&letter).await.expect("a route to the dead letters");
 
     let mut dead = bench.subscribe(&names.dead(), 1).await;
     let delivery = take(&mut dead).await;
-    assert_eq!(*delivery.envelope, letter.envelope);
+    assert_eq!(delivery.envelope, letter.envelope);
     assert_eq!(delivery.routing_key, "p");
 }
 

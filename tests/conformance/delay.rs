@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use synthex::message::{Envelope, HeaderValue, Properties};
 use synthex::transport::Transport;
 use synthex::transport::topology::{Names, TIERS, Tier, Topology, tier_for};
@@ -54,7 +53,7 @@ pub async fn a_shorter_tier_overtakes_a_longer_one<T: Transport>(bench: Bench<T>
 pub async fn a_delayed_message_arrives_as_it_was_sent<T: Transport>(bench: Bench<T>) {
     let (names, mut jobs) = with_pool(&bench).await;
     let mut publication = to(&names.delay(&SHORT), "p", "");
-    publication.envelope = everything();
+    publication.envelope = everything().into();
     bench.publish(&publication).await.expect("a route to the tier");
 
     let mut delivery = take(&mut jobs).await;
@@ -62,7 +61,7 @@ pub async fn a_delayed_message_arrives_as_it_was_sent<T: Transport>(bench: Bench
     let headers = &mut envelope.properties.headers;
     assert!(headers.contains_key("x-death"));
     headers.retain(|name, _| name.starts_with("x-test-")); // the broker adds its own
-    assert_eq!(*envelope, publication.envelope);
+    assert_eq!(*envelope, *publication.envelope);
 }
 
 /// A message with all that an envelope can hold, but `user_id`, which RabbitMQ allows to nobody but that user, and
@@ -95,7 +94,7 @@ fn everything() -> Envelope {
     let headers = headers.map(|(name, value)| (format!("x-test-{name}"), value));
     let some = |text: &str| Some(text.to_owned());
     Envelope {
-        body: (0..=u8::MAX).cycle().take(10_000).collect::<Bytes>(),
+        body: (0..=u8::MAX).cycle().take(10_000).collect::<Vec<u8>>().into(),
         properties: Properties {
             content_type: some("application/json"),
             content_encoding: some("identity"),

@@ -1,6 +1,7 @@
 //! What a publish is told, and where messages go.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use synthex::transport::topology::{ExchangeKind, Queue, Topology};
 use synthex::transport::{Publication, PublishError, Routing, Subscription, Topic, Transport};
@@ -138,7 +139,7 @@ pub async fn many_messages_are_told_of_each<T: Transport>(bench: Bench<T>) {
         let window: Vec<Publication> = (0..MESSAGES)
             .map(|number| {
                 let mut message = to("", ["open", "full", "missing"][number % 3], &number.to_string());
-                message.envelope.properties.message_id = Some(format!("{round}/{number}"));
+                Arc::make_mut(&mut message.envelope).properties.message_id = Some(format!("{round}/{number}"));
                 if number % 2 == 0 && number % 3 == 2 {
                     message.routing = Routing::Optional; // nobody need get it
                 }

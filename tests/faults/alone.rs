@@ -1,5 +1,6 @@
 //! A suspect: a job that was redelivered so often that it may be what kills its workers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ const BETWEEN: Duration = Duration::from_millis(250);
 async fn publish_suspect<T: Transport>(rig: &Rig<T>, job: &Value) {
     let mut publication = rig.job("suspect".to_owned(), job.to_string());
     let attempt = Attempt::FIRST.after_redelivery().after_redelivery();
-    attempt.write(&mut publication.envelope.properties);
+    attempt.write(&mut Arc::make_mut(&mut publication.envelope).properties);
     rig.broker.publish(&publication).await.expect("the broker is well");
 }
 

@@ -234,7 +234,7 @@ pub async fn a_result_of_unknown_fate_is_published_until_it_is_confirmed<T: Tran
     let ids: Vec<_> = transport
         .sent()
         .into_iter()
-        .map(|sent| sent.envelope.properties.message_id)
+        .map(|sent| sent.envelope.properties.message_id.clone())
         .collect();
     assert_eq!(ids, [Some("job/1".to_owned()), Some("job/1".to_owned())]);
     assert_eq!(stopped.observer.count(is_start), 1);

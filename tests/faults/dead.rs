@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde_json::json;
 use synthex::control::dead::{DeadError, DeadLetters, Letter, Seen, Selector};
 use synthex::message::Status::{Failed, Succeeded};
@@ -31,7 +30,7 @@ fn all() -> Selector {
 /// A job as its producer sends it.
 fn job(id: &str) -> Envelope {
     Envelope {
-        body: Bytes::from_static(br#"{"command": ["true"]}"#),
+        body: r#"{"command": ["true"]}"#.into(),
         properties: Properties {
             message_id: Some(id.to_owned()),
             timestamp: Some(1_700_000_000),
@@ -55,7 +54,7 @@ async fn publish<T: Transport>(rig: &Rig<T>, exchange: String, key: &str, envelo
         exchange,
         routing_key: key.to_owned(),
         routing: Routing::Mandatory,
-        envelope,
+        envelope: envelope.into(),
     };
     rig.broker.publish(&publication).await.expect("the broker is well");
 }

@@ -205,14 +205,15 @@ impl<T: Transport> Rig<T> {
             routing_key: POOL.into(),
             routing: Routing::Mandatory,
             envelope: Envelope {
-                body: Bytes::from(body),
+                body: body.into(),
                 properties: Properties {
                     content_type: Some("application/json".into()),
                     message_id: Some(id),
                     timestamp: Some(now.as_secs()),
                     ..Properties::default()
                 },
-            },
+            }
+            .into(),
         }
     }
 
@@ -331,9 +332,10 @@ impl<T: Transport> Rig<T> {
             routing_key: queue.into(),
             routing: Routing::Mandatory,
             envelope: Envelope {
-                body: Bytes::from_static(LAST),
+                body: Bytes::from_static(LAST).into(),
                 ..Envelope::default()
-            },
+            }
+            .into(),
         };
         let publishing = async {
             while let Err(error) = self.broker.publish(&last).await {
@@ -348,7 +350,7 @@ impl<T: Transport> Rig<T> {
             let delivery = soon("a delivery", subscription.next())
                 .await
                 .expect("the session is live");
-            if delivery.envelope.body == LAST {
+            if **delivery.envelope.body == *LAST {
                 delivery.ack().await.expect("the session is live");
                 return deliveries;
             }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use synthex::message::{Envelope, Properties};
 use synthex::transport::amqp::{Addresses, Amqp, AmqpConfig};
@@ -110,14 +109,15 @@ impl Rabbit {
             routing_key: POOL.into(),
             routing: Routing::Mandatory,
             envelope: Envelope {
-                body: Bytes::from(body),
+                body: body.into(),
                 properties: Properties {
                     content_type: Some("application/json".into()),
                     message_id: Some(id),
                     timestamp: Some(now.as_secs()),
                     ..Properties::default()
                 },
-            },
+            }
+            .into(),
         }
     }
 

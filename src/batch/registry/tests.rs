@@ -78,7 +78,8 @@ impl Bench {
                     correlation_id: Some(id.to_owned()),
                     ..Properties::default()
                 },
-            },
+            }
+            .into(),
         };
         self.broker.publish(&result).await.unwrap();
     }

@@ -86,7 +86,7 @@ pub(super) fn whole_as_json(letter: &Letter, envelope: &Envelope) -> Vec<u8> {
     let mut fields: Map<String, Value> = fields(letter, envelope).collect();
     match std::str::from_utf8(&envelope.body) {
         Ok(text) => fields.insert("body".to_owned(), text.into()),
-        Err(_) => fields.insert("body_base64".to_owned(), BASE64.encode(&envelope.body).into()),
+        Err(_) => fields.insert("body_base64".to_owned(), BASE64.encode(&**envelope.body).into()),
     };
     format!("{}\n", Value::Object(fields)).into_bytes()
 }

@@ -189,7 +189,6 @@ fn cut(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
 
     use super::*;
 
@@ -204,7 +203,7 @@ mod tests {
     fn with(headers: &[(&str, HeaderValue)]) -> Envelope {
         let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
         Envelope {
-            body: Bytes::from_static(br#"{"command": ["true"], "labels": {"team": "blue"}}"#),
+            body: r#"{"command": ["true"], "labels": {"team": "blue"}}"#.into(),
             properties: Properties {
                 message_id: Some("job-1".to_owned()),
                 timestamp: Some(1_700_000_000),
@@ -311,12 +310,12 @@ mod tests {
     #[test]
     fn a_job_goes_by_its_body_s_id_and_by_its_message_s() {
         let mut envelope = with(&[]);
-        envelope.body = Bytes::from_static(br#"{"id": "own", "comand": 1}"#);
+        envelope.body = r#"{"id": "own", "comand": 1}"#.into();
         let letter = read(&envelope);
         assert_eq!(letter.job_id.as_deref(), Some("own"));
         assert!(letter.is_called("own") && letter.is_called("job-1") && !letter.is_called("other"));
 
-        envelope.body = Bytes::from_static(b"\xff");
+        envelope.body = vec![0xff].into();
         envelope.properties.message_id = None;
         assert_eq!(read(&envelope).job_id, None);
     }

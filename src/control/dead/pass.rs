@@ -190,7 +190,8 @@ mod tests {
             envelope: Envelope {
                 body: "a body".into(),
                 ..Envelope::default()
-            },
+            }
+            .into(),
         };
         broker.publish(&letter).await.unwrap();
     }
@@ -209,7 +210,7 @@ mod tests {
         let mut pass = begin(&broker).await;
         for taken in 1..=200 {
             let delivery = pass.next().await.unwrap().expect("there are more");
-            assert_eq!(delivery.envelope.body, "a body");
+            assert_eq!(**delivery.envelope.body, *b"a body");
             pass.keep(delivery);
             let on_their_way = 200 - taken - ready(&broker).await;
             assert!(on_their_way < u32::from(PAGE), "{on_their_way} after {taken}");

@@ -253,7 +253,7 @@ fn empty_message(queue: &str) -> Publication {
         exchange: String::new(),
         routing_key: queue.to_owned(),
         routing: Routing::Optional,
-        envelope: Envelope::default(),
+        envelope: Envelope::default().into(),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 
@@ -49,7 +48,7 @@ pub(super) fn envelope(properties: BasicProperties, body: Vec<u8>) -> Envelope {
     let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
     let headers = properties.headers().as_ref().map_or_else(BTreeMap::new, map);
     Envelope {
-        body: Bytes::from(body),
+        body: body.into(),
         properties: Properties {
             content_type: text(properties.content_type()),
             content_encoding: text(properties.content_encoding()),

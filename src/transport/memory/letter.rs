@@ -68,7 +68,7 @@ impl From<&Publication> for Letter {
         Self {
             exchange: publication.exchange.clone(),
             routing_key: publication.routing_key.clone(),
-            envelope: Arc::new(publication.envelope.clone()),
+            envelope: publication.envelope.clone(),
             deaths: Vec::new(),
         }
     }

@@ -18,7 +18,7 @@ fn now() -> Timestamp {
 
 fn envelope(body: &Value) -> Envelope {
     Envelope {
-        body: Bytes::from(body.to_string()),
+        body: body.to_string().into(),
         properties: Properties::default(),
     }
 }
@@ -159,7 +159,7 @@ fn a_handler_gets_any_body_unread() {
         panic!("{admission:?}")
     };
     assert_eq!((plan.run.program, plan.run.args), ("handle".into(), vec!["-v".into()]));
-    assert_eq!(plan.run.stdin, job.body);
+    assert_eq!(plan.run.stdin, *job.body);
     assert_ne!(ticket.job_id.as_str(), "not-read");
 }
 

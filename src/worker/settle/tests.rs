@@ -99,7 +99,7 @@ fn every_end_has_its_one_status() {
     ] {
         let result = ended(&retry(1), 0, end).result;
         assert_eq!((result.status, result.exit_code), (status, exit_code));
-        assert_eq!(result.error.map(|error| error.kind), kind, "{status}");
+        assert_eq!(result.error.as_ref().map(|error| error.kind), kind, "{status}");
         assert!(result.is_final);
         assert_eq!(result.duration_ms, 1500);
         assert_eq!(result.stdout.text, "out");
@@ -163,7 +163,7 @@ fn what_was_not_started_has_no_phases() {
 fn an_end_that_nobody_can_tell_more_of_says_so() {
     let result = ended(&retry(1), 0, End::HelperDied).result;
     assert_eq!(result.signal, Some(SignalName::KILL));
-    let message = result.error.unwrap().message;
+    let message = &result.error.as_ref().unwrap().message;
     assert!(
         message.starts_with("the helper process that held the command was killed, by"),
         "{message}"
@@ -185,7 +185,7 @@ fn a_command_that_its_warning_ended_is_told_what_helps() {
         };
         let result = conclude(&ticket(0), &retry(1), outcome, worker()).result;
         assert_eq!(result.status, Status::TimedOut);
-        result.error.unwrap().message
+        result.error.clone().unwrap().message
     };
     assert_eq!(
         message(EndedBy::WarnSignal),
@@ -300,12 +300,12 @@ fn a_cancelled_run_keeps_its_output_says_who_cancelled_it_and_is_the_end() {
         (Status::Cancelled, true, Next::Done)
     );
     assert_eq!(result.stdout.text, "out");
-    let message = result.error.map(|error| error.message);
+    let message = result.error.as_ref().map(|error| error.message.clone());
     assert_eq!(message.as_deref(), Some("cancelled by me at 2030-01-31T12:00:00Z"));
 
     let other = ended(&chosen, 0, End::Exited(1)).told(Some(&by)).result;
     assert_eq!(
-        (other.status, other.error),
+        (other.status, other.error.clone()),
         (Status::Failed, None),
         "it ended by itself"
     );

@@ -82,7 +82,8 @@ fn full() -> Parcel {
                 timestamp: Some(1 << 33),
                 headers: headers.clone().map(|(name, value)| (name.to_owned(), value)).into(),
             },
-        },
+        }
+        .into(),
     };
     let delay = Duration::from_millis(1500);
     let reason = "lost".to_owned();
