@@ -280,9 +280,10 @@ impl<T: Transport> Pipeline<T> {
         };
         entry.start(now, deadline(now, &plan.run));
         let mut hearing = self.hearing(&ticket, plan.is_live);
-        let outcome = trial
-            .over(self.execute(&ticket, plan.run, started, &mut hearing, job, stop))
-            .await;
+        let outcome = {
+            let execution = pin!(self.execute(&ticket, plan.run, started, &mut hearing, job, stop));
+            trial.over(execution).await
+        };
         entry.settle();
         drop(turn);
         let cancellation = job.cancellation();

@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -200,12 +200,12 @@ impl<'a> Command<'a> {
 }
 
 impl Trial<'_> {
-    /// Awaits the run. One that lasts has started, which those who wait are to hear before it ends.
+    /// Awaits the run, which is lent: given, it would take its room twice in the task of each job. One that lasts has
+    /// started, which those who wait are to hear before it ends.
     ///
     /// # Cancel safety
     /// As the run.
-    pub(super) async fn over(&mut self, run: impl Future<Output = Outcome>) -> Outcome {
-        let mut run = pin!(run);
+    pub(super) async fn over(&mut self, mut run: Pin<&mut impl Future<Output = Outcome>>) -> Outcome {
         if self.role == Role::Trial {
             tokio::select! {
                 outcome = &mut run => return outcome,

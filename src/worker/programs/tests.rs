@@ -1,4 +1,5 @@
 use std::num::NonZeroU64;
+use std::pin::pin;
 
 use super::*;
 use crate::config;
@@ -165,10 +166,10 @@ async fn a_trial_that_lasts_has_started() {
     bench.fail(&convert, 3);
     tokio::time::advance(DELAY).await;
     let mut trial = bench.command(&convert).enter().expect("the delay is over");
-    let an_hour = async {
+    let an_hour = pin!(async {
         tokio::time::sleep(Duration::from_secs(3600)).await;
         started()
-    };
+    });
     let others = async {
         tokio::time::sleep(STARTED - Duration::from_millis(1)).await;
         assert!(bench.command(&convert).put_off().is_some());
