@@ -22,7 +22,7 @@ pub use outbox::{OutboxChoice, OutboxOptions};
 pub use service_manager::ServiceManagerOptions;
 
 use crate::executor;
-pub use crate::executor::spawner::end_by;
+pub use crate::executor::spawner::{end_by, serve_soon};
 pub use crate::executor::{CgroupChoice, CgroupSupport, Spawners, StartError as SpawnersError, landlock_abi};
 use crate::flow::LockAccount;
 use crate::flow::channel::Channels;

@@ -44,7 +44,7 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser, Subcommand};
 use futures_util::FutureExt;
 
-use crate::app::{self, CgroupChoice, Spawners, SpawnersError, end_by};
+use crate::app::{self, CgroupChoice, Spawners, SpawnersError, end_by, serve_soon};
 use crate::supervise;
 use exit::{Exit, Failure};
 
@@ -188,7 +188,11 @@ fn usage(error: &clap::Error) -> ExitCode {
 fn execute(command: Command) -> Result<Exit, Failure> {
     // Before there are threads.
     let spawners = command.cgroup().map(start_spawners).transpose()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if spawners.is_some() {
+        runtime.on_thread_start(serve_soon); // it keeps time beside commands that take all there is
+    }
+    let runtime = runtime
         .worker_threads(threads())
         .enable_all()
         .build()

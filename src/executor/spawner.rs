@@ -27,6 +27,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{DumpableBehavior, Pid, Signal, getpid, kill_process, kill_process_group};
 
+pub use sys::serve_soon;
+
 use super::cgroup::Domain;
 use super::limits;
 use super::protocol::{self, FromSpawner, MAX_PACKET, Packet, ToSpawner, receive};

@@ -51,6 +51,23 @@ fn the_command_sees_the_caller_s_environment_and_directory() {
 }
 
 #[test]
+fn the_command_is_scheduled_as_its_caller_is() {
+    // Whoever starts it with less of a claim means the commands.
+    let scheduled = "echo $(nice) $(chrt --pid $$ | head -1 | sed 's/.*: //')";
+    for (how, wanted) in [
+        (&["nice", "-n", "0"][..], "0 SCHED_OTHER"),
+        (&["nice", "-n", "7"], "7 SCHED_OTHER"),
+        (&["chrt", "--batch", "0"], "0 SCHED_BATCH"),
+    ] {
+        let synthex = [env!("CARGO_BIN_EXE_synthex"), "run", "--", "sh", "-c", scheduled];
+        let finished = Cli::program(how[0], how[1..].iter().chain(&synthex))
+            .run()
+            .expect_code(0);
+        assert_eq!(finished.stdout, format!("{wanted}\n"), "{how:?}");
+    }
+}
+
+#[test]
 fn with_a_pool_file_the_command_sees_what_the_pool_gives() {
     let bench = Bench::new();
     let pool = bench.file(

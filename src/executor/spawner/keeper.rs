@@ -75,7 +75,7 @@ impl Keeper {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         // A session of its own is a scheduling group of its own (autogroup, sched(7)), as each command's is.
         rustix::process::setsid()?;
-        sys::run_soon(None);
+        sys::serve_soon();
         Ok(Self {
             socket,
             lifeline,

@@ -87,7 +87,7 @@ impl Tree {
             let _ = kill_process_group(self.leader, Signal::KILL);
         }
         for child in self.children.now() {
-            sys::run_soon(Some(child)); // to its end
+            sys::run_soon(child); // to its end
             // A group by a child's number can only be one that the child leads: the number is its own.
             let _ = kill_process_group(child, Signal::KILL);
             let _ = kill_process(child, Signal::KILL);
@@ -100,7 +100,7 @@ impl Tree {
         let below = descendants(self.children.now());
         for (pid, _) in &below {
             // They have to run to end, and have waited for nothing so far; others want to run too.
-            sys::run_soon(Some(*pid));
+            sys::run_soon(*pid);
         }
         if self.reaped_leader.is_none() {
             let _ = kill_process_group(self.leader, signal);
