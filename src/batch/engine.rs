@@ -505,7 +505,8 @@ impl<'a, T: Transport, S: Source> Engine<'a, T, S> {
 
     /// When what was taken is to be written at the latest. Where nothing else is under way, nothing is gained by waiting.
     fn flush_at(&self) -> Instant {
-        match self.open.is_empty() {
+        let is_idle = self.open.is_empty() && self.unread == 0 && self.backlog == 0 && self.windows.is_empty();
+        match is_idle && self.plan.flush_idle {
             true => self.flushed,
             false => self.flushed + self.plan.flush_every,
         }

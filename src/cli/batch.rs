@@ -29,6 +29,7 @@ use crate::transport::Transport;
 use crate::transport::amqp::Amqp;
 use crate::transport::topology::{Declare, Names, Topology};
 use elsewhere::BatchCommand;
+pub(super) use elsewhere::BatchState;
 
 /// Most bytes of a line: RabbitMQ 4 takes no larger message.
 const MAX_LINE: usize = 16 * 1024 * 1024;
@@ -283,7 +284,7 @@ impl Client {
         plan.retry_failed = args.policy.retry_failed;
         plan.on_abort = OnAbort::Cancel(CANCELLED_JOBS_END);
         plan.cancel = cancel(&self.broker, &self.herald);
-        plan.flush_every = FLUSH_EVERY;
+        (plan.flush_every, plan.flush_idle) = (FLUSH_EVERY, false);
         plan.herald = Some(self.herald.clone());
         plan
     }

@@ -29,6 +29,7 @@ pub(super) use printer::Printer;
 use printer::Shows;
 use screen::Screen;
 use tally::Tally;
+pub(super) use tally::Told;
 
 /// How often what is shown is looked after.
 const TICK: Duration = Duration::from_millis(100);

@@ -230,7 +230,7 @@ pub(super) fn broker_failure(error: &TransportError) -> Failure {
     };
     let hint = match error {
         TransportError::Unreachable { .. } => "; check that it runs and that --amqp-url is right",
-        TransportError::Unavailable { .. } => "; try again once the broker has started",
+        TransportError::Unavailable { .. } => "; try again once the queue's node runs; the broker's log says more",
         _ => "",
     };
     Failure::new(exit, format!("failed to {error}{hint}"))

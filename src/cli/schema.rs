@@ -4,6 +4,8 @@ use clap::{Args, ValueEnum};
 
 use schemars::JsonSchema;
 
+use super::batch::BatchState;
+use super::batch_view::Told;
 use super::doctor::Finding;
 use super::exit::{Exit, Failure};
 use super::print;
@@ -33,12 +35,14 @@ enum What {
     Batch,
     /// A pool file, read as JSON
     Pool,
-    /// What top, workers, pools, jobs, explain, doctor and dead list print with --json
+    /// What top, workers, pools, jobs, explain, doctor, dead list, batch status and batch wait print with --json
     Fleet,
+    /// What run and batch write to stderr with --progress json
+    Progress,
 }
 
 /// What the commands about the fleet print with `--json`: `top --once` one snapshot; `workers`, `pools`, `jobs`, `doctor`
-/// and `dead list` one object a line; `explain` one object.
+/// and `dead list` one object a line; `explain`, `batch status` and `batch wait` one object.
 #[derive(JsonSchema)]
 #[schemars(
     title = "Synthex fleet, version 1",
@@ -54,6 +58,7 @@ enum Printed {
     Explanation(Explanation),
     Finding(Finding),
     Letter(Letter),
+    Batch(BatchState),
 }
 
 pub(super) async fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
@@ -65,6 +70,7 @@ pub(super) async fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
         What::Batch => message::schema::batch(),
         What::Pool => config::schema(),
         What::Fleet => message::schema::printed::<Printed>(),
+        What::Progress => message::schema::printed::<Told>(),
     };
     print::data(message::schema::render(&schema).as_bytes())
         .await

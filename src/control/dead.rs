@@ -271,7 +271,6 @@ fn no_pool_queues(missing: &BTreeMap<String, String>) -> String {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::message::{Attempt, HeaderValue, Properties};
     use crate::transport::memory::Memory;

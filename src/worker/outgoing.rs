@@ -244,7 +244,6 @@ fn keep_id(envelope: &mut Envelope, id: &JobId) {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::message::TraceContext;
     use crate::worker::trail::Trace;

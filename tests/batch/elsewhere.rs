@@ -5,10 +5,13 @@ use serde_json::{Value, json};
 use crate::fleet::{Fleet, PATIENCE, block_on, results};
 use crate::support::broker::Broker;
 use crate::support::process::wait_until;
+use crate::support::schema;
 
 fn status(fleet: &Fleet, id: &str) -> Value {
     let told = fleet.batch(&["status", "--json", id]).run().expect_code(0);
-    serde_json::from_str(&told.stdout).unwrap()
+    let state = serde_json::from_str(&told.stdout).unwrap();
+    schema::assert_described(&state, "fleet", Some("BatchState"));
+    state
 }
 
 fn detach(fleet: &Fleet, args: &[&str]) -> String {

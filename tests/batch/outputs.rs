@@ -6,6 +6,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::cli::Cli;
+use crate::support::schema;
 
 fn run(folder: &TempDir, args: &[&str]) -> Cli {
     Cli::new([&["run"], args].concat()).current_dir(folder)
@@ -170,6 +171,8 @@ fn progress_is_lines_of_json_for_programs() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
+    told.iter()
+        .for_each(|event| schema::assert_described(event, "progress", None));
     let events: Vec<&str> = told.iter().map(|event| event["event"].as_str().unwrap()).collect();
     assert!(
         events.contains(&"progress") && events.last() == Some(&"summary"),

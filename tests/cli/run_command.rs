@@ -68,6 +68,22 @@ fn the_command_is_scheduled_as_its_caller_is() {
 }
 
 #[test]
+fn a_warning_does_not_change_how_the_command_is_scheduled() {
+    let bench = Bench::new();
+    // The 19th field is the nice value of the shell itself; those it starts have it anew.
+    let script = "trap 'cut -d\" \" -f19 /proc/$$/stat; exit 0' USR1; while :; do sleep 0.02; done";
+    let job = json!({
+        "command": ["sh", "-c", script], "timeout": "60s", "warn_before": "59s", "warn_signal": "USR1",
+    });
+    let file = bench.file("job.jsonl", format!("{job}\n"));
+    let result = only(results(&run(&["--json", &file]).run()));
+    assert_eq!(
+        (&result["ended_by"], &result["stdout"]["text"]),
+        (&json!("warn_signal"), &json!("0\n"))
+    );
+}
+
+#[test]
 fn with_a_pool_file_the_command_sees_what_the_pool_gives() {
     let bench = Bench::new();
     let pool = bench.file(

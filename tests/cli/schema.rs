@@ -9,7 +9,9 @@ use crate::support::cli::Cli;
 
 #[test]
 fn the_printed_schemas_are_the_files() {
-    for what in ["job", "result", "control", "event", "pool", "fleet"] {
+    for what in [
+        "job", "result", "control", "event", "batch", "pool", "fleet", "progress",
+    ] {
         let printed = Cli::new(["schema", what]).run().expect_code(0);
         assert_eq!(printed.stderr, "");
         let file = repository().join(format!("schemas/{what}.v1.json"));

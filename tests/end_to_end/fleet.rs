@@ -1,27 +1,14 @@
 //! What is shown of a fleet: pools, workers and jobs, as tables and as JSON that its schema describes.
 
-use std::fs;
-use std::path::Path;
-
-use boon::{Compiler, Schemas};
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, Gate, assert_has};
+use crate::support::schema;
 
 /// Whether `synthex schema fleet` describes a value as this one of its kinds.
 #[track_caller]
 pub fn assert_described(value: &Value, kind: &str) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/fleet.v1.json");
-    let schema: Value = serde_json::from_str(&fs::read_to_string(file).expect("it is there")).expect("it is JSON");
-    let (mut compiler, mut schemas) = (Compiler::new(), Schemas::new());
-    compiler.add_resource("urn:fleet", schema).expect("it is a schema");
-    let at = format!("urn:fleet#/$defs/{kind}");
-    let index = compiler
-        .compile(&at, &mut schemas)
-        .unwrap_or_else(|error| panic!("{error:#}"));
-    if let Err(error) = schemas.validate(value, index) {
-        panic!("{value:#}\n{error:#}");
-    }
+    schema::assert_described(value, "fleet", Some(kind));
 }
 
 /// What a command prints as JSON, an object a line.

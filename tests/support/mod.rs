@@ -49,3 +49,4 @@ pub mod process;
 pub mod proxy;
 pub mod pty;
 pub mod random;
+pub mod schema;

@@ -64,6 +64,8 @@ pub struct Plan<T> {
     pub here: WorkerInfo,
     /// How often results are written and acked, at most.
     pub flush_every: Duration,
+    /// Whether they are written at once where nothing else is under way; not where each time waits for the disk.
+    pub flush_idle: bool,
     /// Who tells others of it; nobody for a broker that nobody else sees.
     pub herald: Option<Herald>,
 }
@@ -84,6 +86,7 @@ impl<T: Transport> Plan<T> {
             on_abort: OnAbort::End,
             here,
             flush_every: FLUSH_EVERY,
+            flush_idle: true,
             herald: None,
         }
     }

@@ -245,29 +245,31 @@ async fn every_item_has_its_result_and_bad_ones_have_theirs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_result_of_the_only_job_under_way_is_written_at_once() {
-    let bench = Bench::new().await;
-    let mut plan = bench.plan();
-    plan.flush_every = Duration::from_secs(3000);
-    let mut source = items([item(1), item(2)]);
-    source.ends = false; // there may be more
-    let written = || {
-        let log = bench.seen.log();
-        (log.taken.len(), log.written)
-    };
-    let worker = async {
-        let mut jobs = bench.jobs(10).await;
-        let (first, last) = (jobs.next().await.unwrap(), jobs.next().await.unwrap());
-        bench.answer(submission(&first), SUCCEEDED).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(written(), (1, 0), "another is under way");
-        bench.answer(submission(&last), SUCCEEDED).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(written(), (2, 2));
-    };
-    tokio::select! {
-        end = bench.run(plan, source, Default::default(), Shutdown::new()) => panic!("it waits for more: {end:?}"),
-        () = worker => {}
+async fn the_result_of_the_only_job_under_way_is_written_at_once_where_that_costs_little() {
+    for flush_idle in [true, false] {
+        let bench = Bench::new().await;
+        let mut plan = bench.plan();
+        (plan.flush_every, plan.flush_idle) = (Duration::from_secs(3000), flush_idle);
+        let mut source = items([item(1), item(2)]);
+        source.ends = false; // there may be more
+        let written = || {
+            let log = bench.seen.log();
+            (log.taken.len(), log.written)
+        };
+        let worker = async {
+            let mut jobs = bench.jobs(10).await;
+            let (first, last) = (jobs.next().await.unwrap(), jobs.next().await.unwrap());
+            bench.answer(submission(&first), SUCCEEDED).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(written(), (1, 0), "another is under way");
+            bench.answer(submission(&last), SUCCEEDED).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(written(), (2, if flush_idle { 2 } else { 0 }));
+        };
+        tokio::select! {
+            end = bench.run(plan, source, Default::default(), Shutdown::new()) => panic!("it waits for more: {end:?}"),
+            () = worker => {}
+        }
     }
 }
 

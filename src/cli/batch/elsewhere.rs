@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use serde_json::json;
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::order_of_cancel;
 use crate::batch::registry::{self, Fetched, Overview, RegistryError};
@@ -229,15 +231,55 @@ fn unknown(operator: &Operator<'_>, id: &BatchId) -> Failure {
     Failure::new(Exit::Usage, message)
 }
 
+/// A batch as it stands, for programs: what `batch status` and `batch wait` print.
+#[derive(Serialize, JsonSchema)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, for programs")]
+pub(in crate::cli) struct BatchState {
+    /// Its id.
+    batch: String,
+    /// The pool of its jobs.
+    pool: String,
+    /// When it was begun.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    begun_at: Timestamp,
+    /// Who began it.
+    by: Option<String>,
+    /// Items; null until that is known.
+    total: Option<u64>,
+    /// All of its jobs were submitted.
+    submitted: bool,
+    /// Somebody takes its results now.
+    attended: bool,
+    /// All of its jobs have their final result.
+    ended: bool,
+    /// Final results by status, as far as they are counted.
+    finished: BTreeMap<Status, u64>,
+    /// Its queue is gone before its end, and with it what waited there.
+    lost: bool,
+    /// Results that wait in its queue; more than final ones if there are retries.
+    waiting: u32,
+    /// What waits was counted. It is not while somebody takes it, or if it is very much.
+    counted: bool,
+}
+
 async fn tell(id: &BatchId, overview: &Overview, json: bool) -> Result<(), Failure> {
     let (known, finished) = (&overview.known, overview.finished());
     if json {
-        let value = json!({
-            "batch": id, "pool": known.pool, "begun_at": known.begun_at, "by": known.by, "total": known.total,
-            "submitted": known.is_submitted, "attended": overview.is_attended, "ended": overview.is_complete(),
-            "finished": finished, "lost": overview.is_lost, "waiting": overview.waiting, "counted": overview.counted.is_some(),
-        });
-        return out(&value.to_string()).await;
+        let state = BatchState {
+            batch: id.to_string(),
+            pool: known.pool.clone(),
+            begun_at: known.begun_at,
+            by: known.by.clone(),
+            total: known.total,
+            submitted: known.is_submitted,
+            attended: overview.is_attended,
+            ended: overview.is_complete(),
+            finished,
+            lost: overview.is_lost,
+            waiting: overview.waiting,
+            counted: overview.counted.is_some(),
+        };
+        return out(&print::json(&state)).await;
     }
     let total = known.total.map_or_else(|| "?".to_owned(), |total| total.to_string());
     let ended = registry::sum(&finished);

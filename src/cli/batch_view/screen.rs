@@ -5,10 +5,10 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::tally::{Note, Snapshot, Summary};
+use super::tally::{Ended, Snapshot, Summary, Told};
+use crate::cli::print;
 
 /// The first line on a pipe; each further one comes after twice the time of the last, at most the longest.
 const FIRST_LINE: Duration = Duration::from_secs(10);
@@ -94,7 +94,7 @@ impl Screen {
     }
 
     /// Shows what is new.
-    pub(super) async fn show(&self, snapshot: Snapshot, notes: Vec<Note>) {
+    pub(super) async fn show(&self, snapshot: Snapshot, notes: Vec<Told>) {
         let text = self.text(&snapshot, &notes, Instant::now());
         let (terminal, is_bar) = (self.terminal.clone(), matches!(self.how, How::Bar));
         if text.is_empty() && !is_bar {
@@ -110,15 +110,15 @@ impl Screen {
     }
 
     /// What is written now.
-    fn text(&self, snapshot: &Snapshot, notes: &[Note], now: Instant) -> String {
+    fn text(&self, snapshot: &Snapshot, notes: &[Told], now: Instant) -> String {
         let mut text = String::new();
         match &self.how {
             How::Json(told) => {
-                notes.iter().for_each(|note| push_json(&mut text, json!(note)));
+                notes.iter().for_each(|note| push_json(&mut text, note));
                 let mut told = told.lock().expect("no holder panics");
                 if told.is_none_or(|told| now - told >= JSON_EVERY) {
                     *told = Some(now);
-                    push_json(&mut text, event("progress", json!(snapshot)));
+                    push_json(&mut text, &Told::Progress(snapshot.clone()));
                 }
             }
             How::Lines(pace) if pace.lock().expect("no holder panics").is_due(now) => {
@@ -143,9 +143,8 @@ impl Screen {
     pub(super) async fn end(&self, summary: &Summary, lines: &[String], results: Option<&str>) {
         let mut text = String::new();
         if let How::Json(_) = self.how {
-            let mut summary = event("summary", json!(summary));
-            summary["results"] = json!(results);
-            push_json(&mut text, summary);
+            let (summary, results) = (summary.clone(), results.map(str::to_owned));
+            push_json(&mut text, &Told::Summary(Ended { summary, results }));
         } else {
             lines.iter().for_each(|line| push_line(&mut text, line));
         }
@@ -169,19 +168,14 @@ impl Pace {
     }
 }
 
-fn event(name: &str, mut fields: Value) -> Value {
-    fields["event"] = json!(name);
-    fields
-}
-
 fn push_line(text: &mut String, line: &str) {
     text.push_str("synthex: ");
     text.push_str(line);
     text.push('\n');
 }
 
-fn push_json(text: &mut String, value: Value) {
-    text.push_str(&value.to_string());
+fn push_json(text: &mut String, told: &Told) {
+    text.push_str(&print::json(told));
     text.push('\n');
 }
 

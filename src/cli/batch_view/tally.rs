@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -34,64 +35,107 @@ pub(super) struct Tally {
     stalled: Option<String>,
     slowest: Vec<Slow>,
     samples: VecDeque<(Instant, u64)>,
-    notes: Vec<Note>,
+    notes: Vec<Told>,
     untold: u64,
 }
 
 /// A job that took long.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub(super) struct Slow {
+    /// How long its command ran.
     #[serde(rename = "seconds", serialize_with = "seconds")]
+    #[schemars(with = "f64")]
     pub(super) duration: Duration,
+    /// What people call it.
     pub(super) title: String,
 }
 
-/// Something to tell programs at once; people hear of it by the result.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// What programs are told of a batch: an object a line, told apart by `event`.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub(super) enum Note {
-    /// An item is no job.
+#[schemars(
+    title = "Synthex progress, version 1",
+    extend("$id" = "urn:synthex:progress:v1")
+)]
+pub(in crate::cli) enum Told {
+    /// An item is no job. People hear of it by its result.
     BadItem {
+        /// Where it came from: file and line.
         origin: String,
+        /// The path of the field at fault, if it is one.
         field: Option<String>,
+        /// What is wrong.
         message: String,
     },
-    /// So many more were bad, and nobody could be told in time.
-    MoreBadItems { count: u64 },
+    /// More items were no jobs, and nobody could be told in time.
+    MoreBadItems {
+        /// How many.
+        count: u64,
+    },
+    /// How far it is, about once a second.
+    Progress(Snapshot),
+    /// How it ended: the last that is told.
+    Summary(Ended),
 }
 
 /// How far it is.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Snapshot {
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub(in crate::cli) struct Snapshot {
+    /// Items; null until that is known.
     pub(super) total: Option<u64>,
     /// With what had ended before. What is no job ends, too: as rejected.
     pub(super) done: u64,
     /// Jobs that ended in this run in any way but succeeded.
     pub(super) failed: u64,
+    /// Items that are no jobs.
     pub(super) bad: u64,
+    /// Jobs that were submitted and have no final result.
     pub(super) under_way: u64,
+    /// Jobs that end, lately.
     pub(super) per_second: f64,
+    /// How long the rest will take at that rate; null where nobody can tell.
     #[serde(serialize_with = "maybe_seconds")]
+    #[schemars(with = "Option<f64>")]
     pub(super) seconds_left: Option<Duration>,
+    /// Since it began.
     #[serde(serialize_with = "seconds")]
+    #[schemars(with = "f64")]
     pub(super) elapsed_seconds: Duration,
+    /// What it waits for, if something holds it up.
     pub(super) stalled: Option<String>,
 }
 
+/// How it ended, and where its results are.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub(in crate::cli) struct Ended {
+    #[serde(flatten)]
+    pub(super) summary: Summary,
+    /// The results file, if there is one.
+    pub(super) results: Option<String>,
+}
+
 /// How it ended.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Summary {
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub(in crate::cli) struct Summary {
     /// Final results of this run.
     pub(super) jobs: u64,
+    /// How they ended.
     pub(super) statuses: BTreeMap<Status, u64>,
+    /// Jobs that had ended in an earlier run.
     pub(super) finished_before: u64,
     /// How those ended.
     pub(super) statuses_before: BTreeMap<Status, u64>,
+    /// Attempts that were followed by another one.
     pub(super) tried_again: u64,
+    /// Items that are no jobs.
     pub(super) bad: u64,
+    /// Since it began.
     #[serde(serialize_with = "seconds")]
+    #[schemars(with = "f64")]
     pub(super) elapsed_seconds: Duration,
+    /// Jobs that ended, over all of it.
     pub(super) per_second: f64,
+    /// Those that took longest.
     pub(super) slowest: Vec<Slow>,
 }
 
@@ -133,7 +177,7 @@ impl Tally {
             Progress::Bad { origin, error } => {
                 self.bad += 1;
                 if self.notes.len() < NOTES {
-                    self.notes.push(Note::BadItem {
+                    self.notes.push(Told::BadItem {
                         origin: origin.clone(),
                         field: error.field.clone(),
                         message: error.message.clone(),
@@ -181,11 +225,11 @@ impl Tally {
     }
 
     /// What is to be told, once.
-    pub(super) fn take_notes(&mut self) -> Vec<Note> {
+    pub(super) fn take_notes(&mut self) -> Vec<Told> {
         let mut notes = std::mem::take(&mut self.notes);
         let count = std::mem::take(&mut self.untold);
         if count > 0 {
-            notes.push(Note::MoreBadItems { count });
+            notes.push(Told::MoreBadItems { count });
         }
         notes
     }

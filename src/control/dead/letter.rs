@@ -189,7 +189,6 @@ fn cut(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     fn names() -> Names {

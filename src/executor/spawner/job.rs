@@ -183,6 +183,7 @@ impl Job<'_> {
             Action::Wait => false,
             Action::Warn(name) => self.signal(name),
             Action::Terminate(name) => {
+                self.tree.hurry();
                 self.signal(name);
                 self.tree.signal(Signal::CONT);
                 false

@@ -1,8 +1,8 @@
 //! The system calls that have no safe form elsewhere. All `unsafe` of the program is here.
 //!
 //! Everything in this file runs in a process with one thread, which is what makes a plain `fork` and a `clone` that
-//! shares memory sound: no lock can be held by a thread that the copy lacks. [`reset_signals`] and [`serve_soon`] alone have no need of
-//! that.
+//! shares memory sound: no lock can be held by a thread that the copy lacks. [`reset_signals`] and
+//! [`serve_soon`] alone have no need of that.
 #![expect(
     unsafe_code,
     reason = "fork, clone, execve, wait4 and signal sets have no safe wrapper; each block says why it is sound"
@@ -29,7 +29,7 @@ const STACK: usize = 64 * 1024;
 /// From clone(2): too wide for the type that the C library's header gives it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// How [`run_soon`] and [`serve_soon`] have a process scheduled. The slice is in nanoseconds, the shortest there is.
+/// How [`run_soon`] has a process scheduled. The slice is in nanoseconds, the shortest there is.
 const SOON_NICE: c_int = -10;
 const USUAL_NICE: c_int = 0;
 const SOON_SLICE: u64 = 100_000;
@@ -262,29 +262,31 @@ struct Attributes {
     period: u64,
 }
 
-/// Has a process run soon after it is woken, however many others want to run: with little to do at a time (a short slice,
-/// from Linux 6.12), and before others where it may (root). What it starts gets none of this. A kernel that knows nothing of
-/// it leaves things as they are.
+/// Has a process that is killed run soon, however many others want to run: with little to do at a time (a short slice, from
+/// Linux 6.12), and before others where it may (root). What it starts gets none of this. A kernel that knows nothing of it
+/// leaves things as they are.
 pub(super) fn run_soon(process: Pid) {
-    for nice in [SOON_NICE, USUAL_NICE] {
-        if schedule(process.as_raw_pid(), nice) {
-            return;
-        }
-    }
+    let process = process.as_raw_pid();
+    let _ = schedule(process, SOON_NICE) || schedule(process, USUAL_NICE);
 }
 
-/// Has the calling thread run soon, as [`run_soon`] says, as far as nobody has chosen how it is scheduled: a nice value or a
-/// policy that it was started with (`nice`, `chrt`, a systemd unit) is kept, for what it starts too.
-pub fn serve_soon() {
-    const THIS: c_int = 0;
+/// Has a process, or the calling thread, run soon, as [`run_soon`] says, as far as nobody has chosen how it is scheduled: a
+/// nice value or a policy of its own (by `nice`, `chrt`, a systemd unit) is kept, for what it starts too.
+pub(super) fn run_soon_unless_chosen(process: Option<Pid>) {
+    let process = process.map_or(0, Pid::as_raw_pid);
     let mut own = Attributes::default();
     // SAFETY: the structure is as large as it is said to be, and any bytes are good ones.
-    let read = unsafe { libc::syscall(libc::SYS_sched_getattr, THIS, &raw mut own, ATTRIBUTES_SIZE, 0) };
+    let read = unsafe { libc::syscall(libc::SYS_sched_getattr, process, &raw mut own, ATTRIBUTES_SIZE, 0) };
     if read != 0 || own.policy != libc::SCHED_OTHER.cast_unsigned() || own.nice < USUAL_NICE {
         return;
     }
     let sooner = if own.nice == USUAL_NICE { SOON_NICE } else { own.nice };
-    let _ = schedule(THIS, sooner) || schedule(THIS, own.nice);
+    let _ = schedule(process, sooner) || schedule(process, own.nice);
+}
+
+/// Has the calling thread run soon: for those that keep time beside commands which take all there is.
+pub fn serve_soon() {
+    run_soon_unless_chosen(None);
 }
 
 /// Gives a process or thread the shortest slice, and this nice value; whether it may.

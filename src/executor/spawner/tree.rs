@@ -94,14 +94,17 @@ impl Tree {
         }
     }
 
+    /// Has every process below this one run soon: they have to run to end, and others want to run too.
+    pub(super) fn hurry(&self) {
+        for (pid, _) in descendants(self.children.now()) {
+            sys::run_soon_unless_chosen(Some(pid));
+        }
+    }
+
     /// Sends a signal to the leader's group, and to every process below this one that is not in it.
     pub(super) fn signal(&self, signal: Signal) {
         // Looked for before the first of them dies: its children change their parent then, and may be in neither's list.
         let below = descendants(self.children.now());
-        for (pid, _) in &below {
-            // They have to run to end, and have waited for nothing so far; others want to run too.
-            sys::run_soon(*pid);
-        }
         if self.reaped_leader.is_none() {
             let _ = kill_process_group(self.leader, signal);
         }

@@ -51,6 +51,8 @@ pub enum Presence {
     Differs(String),
     /// It is there, and the broker does not let us ask how: its words.
     Hidden(String),
+    /// It is there, and the broker cannot reach it: its words.
+    Unavailable(String),
 }
 
 /// Whether our user may do something.
@@ -214,9 +216,8 @@ fn hidden(thing: &Thing<'_>, error: &lapin::Error) -> Result<Presence, Transport
         Thing::Queue(queue) => &queue.name,
     };
     match operation_error(&format!("look at {name:?}"), error) {
-        TransportError::Refused { reason, .. } | TransportError::Unavailable { reason, .. } => {
-            Ok(Presence::Hidden(reason))
-        }
+        TransportError::Refused { reason, .. } => Ok(Presence::Hidden(reason)),
+        TransportError::Unavailable { reason, .. } => Ok(Presence::Unavailable(reason)),
         other => Err(other),
     }
 }

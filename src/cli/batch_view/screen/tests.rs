@@ -1,4 +1,6 @@
 use super::super::tally::Tally;
+use serde_json::{Value, json};
+
 use super::*;
 use crate::batch::Progress;
 use crate::message::Status;

@@ -193,7 +193,7 @@ fn bad_items_are_told_once_and_fill_no_memory() {
     let notes = tally.take_notes();
     assert_eq!(
         (notes.len(), notes.last()),
-        (NOTES + 1, Some(&Note::MoreBadItems { count: 7 }))
+        (NOTES + 1, Some(&Told::MoreBadItems { count: 7 }))
     );
     assert_eq!(tally.bad, 1008);
 }

@@ -135,6 +135,16 @@ fn what_is_declared_is_held_against_what_is_to_be() {
     );
     let odd = Presence::Hidden("RESOURCE_LOCKED".to_owned());
     says(&topology(&found(odd), &active), Severity::Problem, "RESOURCE_LOCKED");
+    let away = topology(
+        &found(Presence::Unavailable("NOT_FOUND - home node".to_owned())),
+        &active,
+    );
+    says(&away, Severity::Problem, "start its node");
+    let advises_to_delete = |finding: &Finding| finding.remedy.as_deref().is_some_and(|it| it.contains("delete"));
+    assert!(
+        !away.iter().any(advises_to_delete),
+        "its jobs would go with it: {away:?}"
+    );
 }
 
 #[test]

@@ -71,6 +71,11 @@ fn differing(found: &Found) -> Option<Finding> {
             format!("{kind} {name:?} is there, and its arguments cannot be told: {words}"),
             "delete it and have it declared again",
         )),
+        Presence::Unavailable(words) => Some(Finding::problem(
+            "arguments",
+            format!("{kind} {name:?} is there, and the broker cannot reach it: {words}"),
+            "start its node, or try again once that has started; the broker's log says more",
+        )),
     }
 }
 
