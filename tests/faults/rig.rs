@@ -17,7 +17,7 @@ use synthex::executor::{CgroupChoice, SpawnerOptions, Spawners};
 use synthex::flow::channel::Channels;
 use synthex::message::{Envelope, JobId, JobResult, Properties, Status, WorkerState};
 use synthex::metrics::{Metrics, PoolInfo, Sources};
-use synthex::supervise::{Budget, Outcome, Shutdown, StopReport, Strategy, Supervisor, TaskAccounts};
+use synthex::supervise::{Budget, Outcome, Shutdown, StopReport, Strategy, Supervisor, TaskAccounts, TaskStats};
 use synthex::transport::memory::Memory;
 use synthex::transport::topology::{Binding, Declare, Names, Queue, TIERS, Topology};
 use synthex::transport::{Delivery, Publication, Routing, Subscribe, Subscription, Transport};
@@ -510,9 +510,13 @@ impl<T: Transport> Rig<T> {
 
     /// Checks that a worker that has ended left no task, no message in a channel, no count above zero and no process.
     pub async fn nothing_left_of(&self, stopped: &Stopped) {
+        // The tasks of one that panicked are aborted, and nobody is left to wait for them.
+        let panicked = |task: &TaskStats| task.ended[Outcome::Panicked as usize].1 > 0;
+        if stopped.tasks.snapshot().iter().any(panicked) {
+            all_ended(&stopped.tasks).await;
+        }
         for task in stopped.tasks.snapshot() {
-            let ended: u64 = task.ended.iter().map(|(_, count)| count).sum();
-            assert_eq!(task.spawned, ended, "tasks that were not joined: {task:?}");
+            assert!(has_ended(&task), "tasks that were not joined: {task:?}");
         }
         for channel in stopped.channels.snapshot() {
             assert_eq!(channel.depth, 0, "messages left in a channel: {channel:?}");
@@ -614,14 +618,7 @@ impl Live {
             dropped.is_err_and(|error| error.is_cancelled()),
             "the worker had ended by itself"
         );
-        let tasks = self.tasks.clone();
-        let all_ended = || {
-            tasks.snapshot().iter().all(|task| {
-                let ended: u64 = task.ended.iter().map(|(_, count)| count).sum();
-                task.spawned == ended
-            })
-        };
-        eventually(Duration::from_secs(10), "a dropped worker's tasks end", all_ended).await;
+        all_ended(&self.tasks).await;
         Stopped {
             report: StopReport::default(),
             ending: self.ending,
@@ -677,6 +674,17 @@ pub fn ends(results: &[JobResult]) -> Ends {
 pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     let outcome = tokio::time::timeout(PATIENCE, future).await;
     outcome.unwrap_or_else(|_| panic!("{what} did not come within {PATIENCE:?}"))
+}
+
+/// Waits until tasks that were aborted have ended.
+async fn all_ended(tasks: &TaskAccounts) {
+    let all_ended = || tasks.snapshot().iter().all(has_ended);
+    eventually(Duration::from_secs(10), "aborted tasks end", all_ended).await;
+}
+
+fn has_ended(task: &TaskStats) -> bool {
+    let ended: u64 = task.ended.iter().map(|(_, count)| count).sum();
+    task.spawned == ended
 }
 
 /// Helper processes of a worker of its own.
