@@ -228,11 +228,7 @@ impl World {
 
     /// Queues that are not empty, with what is in them or in somebody's hands.
     async fn queued(&self) -> Vec<(String, usize)> {
-        let listed = self.vhost.ctl(&["list_queues", "name", "messages"]).await;
-        let queues = listed.lines().filter_map(|line| {
-            let (name, count) = line.split_once('\t')?;
-            Some((name.to_owned(), count.trim().parse().ok()?))
-        });
+        let queues = self.vhost.queues().await.into_iter();
         queues.filter(|(_, count)| *count > 0).collect()
     }
 

@@ -399,13 +399,13 @@ fn wait_for_lines(worker: &Running, count: usize, words: &str) {
 /// Waits until the pool's queue holds nothing, nor does a consumer: an ack that came too late has the job come once more.
 async fn wait_for_no_message(rig: &Rig<Amqp>) {
     let deadline = Instant::now() + PATIENCE;
-    let empty = format!("{}\t0", rig.names.pool_queue(POOL));
+    let empty = (rig.names.pool_queue(POOL), 0);
     loop {
-        let listed = rig.vhost().ctl(&["list_queues", "name", "messages"]).await;
-        if listed.lines().any(|line| line == empty) {
+        let queues = rig.vhost().queues().await;
+        if queues.contains(&empty) {
             return;
         }
-        assert!(Instant::now() < deadline, "{listed}");
+        assert!(Instant::now() < deadline, "{queues:?}");
     }
 }
 

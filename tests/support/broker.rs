@@ -164,13 +164,15 @@ impl Broker {
 
     /// Makes a user; what it may do is a matter of each virtual host ([`Vhost::permit`]).
     pub async fn add_user(&self, user: &str, password: &str) {
-        self.ctl(&["add_user", user, password]).await;
+        let [user, password] = [user, password].map(binary);
+        let expression = format!("rabbit_auth_backend_internal:add_user({user}, {password}, <<\"test\">>).");
+        assert_eq!(self.eval(&expression).await, "ok");
     }
 
     /// Cuts every connection to the node, as an operator would.
     pub async fn close_connections(&self, reason: &str) {
         self.node.assert_private();
-        self.ctl(&["close_all_connections", "--global", reason]).await;
+        self.eval(&closing("_", reason)).await;
     }
 
     /// Asks the node to stop, and waits until it has.
@@ -250,13 +252,52 @@ impl Vhost {
 
     /// Lets a user configure, write and read what the patterns match; an empty pattern is nothing.
     pub async fn permit(&self, user: &str, configure: &str, write: &str, read: &str) {
-        self.ctl(&["set_permissions", user, configure, write, read]).await;
+        let [user, vhost, configure, write, read] = [user, &self.name, configure, write, read].map(binary);
+        let expression = format!(
+            "rabbit_auth_backend_internal:set_permissions({user}, {vhost}, {configure}, {write}, {read}, <<\"test\">>)."
+        );
+        assert_eq!(self.eval(&expression).await, "ok");
     }
 
     /// Cuts the connections to this virtual host.
     pub async fn close_connections(&self, reason: &str) {
-        self.ctl(&["close_all_connections", reason]).await;
+        self.eval(&closing(&binary(&self.name), reason)).await;
     }
+
+    /// Its queues, each with how many messages are in it or in somebody's hands.
+    pub async fn queues(&self) -> Vec<(String, usize)> {
+        let all = format!(
+            "[binary_to_list(Name) ++ \"=\" ++ integer_to_list(Count) || [{{name, {{resource, _, _, Name}}}}, \
+             {{messages, Count}}] <- rabbit_amqqueue:info_all({}, [name, messages])].",
+            binary(&self.name)
+        );
+        let answer = self.eval(&all).await;
+        // A list of Erlang's strings looks like one of JSON's.
+        let lines: Vec<String> = serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer}"));
+        let queue = |line: &String| {
+            let (name, count) = line.rsplit_once('=').expect("it was put together so");
+            (name.to_owned(), count.parse().expect("it is a number"))
+        };
+        lines.iter().map(queue).collect()
+    }
+
+    async fn eval(&self, expression: &str) -> String {
+        let node = Arc::clone(&self.node);
+        Broker { node }.eval(expression).await
+    }
+}
+
+/// A text as Erlang's broker has it.
+fn binary(text: &str) -> String {
+    format!("<<{text:?}/utf8>>")
+}
+
+/// The expression that cuts the connections to the virtual hosts that match.
+fn closing(vhost: &str, reason: &str) -> String {
+    format!(
+        "[catch rabbit_networking:close_connection(Pid, {reason:?}) || [{{pid, Pid}}, {{vhost, {vhost}}}] <- \
+         rabbit_networking:connection_info_all([pid, vhost])]."
+    )
 }
 
 /// Runs what blocks on a thread for it, so that the test's own tasks go on; a panic there is a panic here.
