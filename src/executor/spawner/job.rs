@@ -181,13 +181,8 @@ impl Job<'_> {
     fn perform(&mut self, fact: Fact) -> bool {
         match self.ending.on(fact, Instant::now()) {
             Action::Wait => false,
-            Action::Warn(name) => self.signal(name),
-            Action::Terminate(name) => {
-                self.tree.hurry();
-                self.signal(name);
-                self.tree.signal(Signal::CONT);
-                false
-            }
+            Action::Warn(name) => self.signal(name, Tree::signal),
+            Action::Terminate(name) => self.signal(name, Tree::terminate),
             Action::Kill => self.kill(),
             Action::Release | Action::Done => true,
         }
@@ -200,9 +195,9 @@ impl Job<'_> {
         false
     }
 
-    fn signal(&self, name: SignalName) -> bool {
+    fn signal(&self, name: SignalName, send: fn(&Tree, Signal)) -> bool {
         if let Some(signal) = Signal::from_named_raw(name.number()) {
-            self.tree.signal(signal);
+            send(&self.tree, signal);
         }
         false
     }

@@ -94,22 +94,31 @@ impl Tree {
         }
     }
 
-    /// Has every process below this one run soon: they have to run to end, and others want to run too.
-    pub(super) fn hurry(&self) {
-        for (pid, _) in descendants(self.children.now()) {
-            sys::run_soon_unless_chosen(Some(pid));
+    /// Sends a signal, and SIGCONT, to every process below this one, and has each run soon: they have to run to end, and
+    /// others want to run too.
+    pub(super) fn terminate(&self, signal: Signal) {
+        let below = descendants(self.children.now());
+        for (pid, _) in &below {
+            sys::run_soon_unless_chosen(Some(*pid));
         }
+        self.send(&below, &[signal, Signal::CONT]);
     }
 
-    /// Sends a signal to the leader's group, and to every process below this one that is not in it.
+    /// Sends a signal to every process below this one.
     pub(super) fn signal(&self, signal: Signal) {
-        // Looked for before the first of them dies: its children change their parent then, and may be in neither's list.
-        let below = descendants(self.children.now());
+        self.send(&descendants(self.children.now()), &[signal]);
+    }
+
+    /// Sends signals to the leader's group, and to those below this process that are not in it. They have been looked for
+    /// before the first of them dies: its children change their parent then, and may be in neither's list.
+    fn send(&self, below: &[(Pid, Pid)], signals: &[Signal]) {
         if self.reaped_leader.is_none() {
-            let _ = kill_process_group(self.leader, signal);
+            for signal in signals {
+                let _ = kill_process_group(self.leader, *signal);
+            }
         }
         for (pid, parent) in below {
-            signal_outsider(pid, parent, self.leader, signal);
+            signal_outsider(*pid, *parent, self.leader, signals);
         }
     }
 
@@ -231,7 +240,7 @@ fn numbers(text: &str) -> Vec<Pid> {
 }
 
 /// Signals a process unless it is in the group, or is no longer its parent's child.
-fn signal_outsider(pid: Pid, parent: Pid, group: Pid, signal: Signal) {
+fn signal_outsider(pid: Pid, parent: Pid, group: Pid, signals: &[Signal]) {
     let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
         return;
     };
@@ -240,7 +249,9 @@ fn signal_outsider(pid: Pid, parent: Pid, group: Pid, signal: Signal) {
     };
     let still_ours = current_parent == parent || current_parent == rustix::process::getpid();
     if still_ours && current_group != group {
-        let _ = pidfd_send_signal(&process, signal);
+        for signal in signals {
+            let _ = pidfd_send_signal(&process, *signal);
+        }
     }
 }
 
