@@ -16,6 +16,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use rustix::fs::{CWD, Mode};
 use rustix::process::{Pid, Signal, kill_process};
@@ -62,9 +63,13 @@ fn fixture(name: &str) -> Run {
 }
 
 fn spawners() -> Spawners {
+    so_many_spawners(1)
+}
+
+fn so_many_spawners(count: usize) -> Spawners {
     let options = SpawnerOptions {
         program: env!("CARGO_BIN_EXE_synthex").into(),
-        count: 1,
+        count,
         catch_orphans: false,
         cgroup: CgroupChoice::None,
     };
@@ -870,6 +875,39 @@ fn a_script_just_written_runs_while_many_others_start() {
             scope.spawn(move || write_and_run(thread));
         }
     });
+}
+
+/// Commands start a few at a time, and those that wait for a keeper must not take up all the places.
+#[tokio::test]
+async fn a_spawner_that_hangs_holds_up_those_who_ask_it_and_nobody_else() {
+    let spawners = so_many_spawners(2);
+    let first = execute(&spawners, bash("echo $PPID"), Stop::default()).await;
+    let stat = fs::read_to_string(format!("/proc/{}/stat", first.stdout.text.trim())).unwrap();
+    let parent = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1);
+    let spawner = pid(parent.unwrap());
+    let places = 2 * std::thread::available_parallelism().unwrap().get();
+
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    rustix::fs::mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+    let said = pipe::OpenOptions::new().read_write(true).open_receiver(&fifo).unwrap();
+    let mut said = BufReader::new(said).lines();
+    let announce = bash(&format!("echo up >{}; exec sleep 60", fifo.display()));
+    let stop = Stop::default();
+    kill_process(spawner, Signal::STOP).unwrap();
+    let mut all = join_all((0..4 * places).map(|_| execute(&spawners, announce.clone(), stop.clone())));
+    let half = async {
+        for _ in 0..2 * places {
+            assert_eq!(said.next_line().await.unwrap().as_deref(), Some("up"));
+        }
+    };
+    tokio::select! {
+        half = tokio::time::timeout(SOON, half) => half.expect("the other spawner's half of them begins"),
+        _ = &mut all => panic!("they run for a minute"),
+    }
+    stop.kill.cancel();
+    kill_process(spawner, Signal::CONT).unwrap();
+    assert!(all.await.iter().all(|outcome| outcome.end == End::Cancelled));
 }
 
 #[tokio::test]
