@@ -31,7 +31,7 @@ pub fn table(binaries: &[(&'static str, PathBuf)]) {
 }
 
 fn many_jobs(binary: &Path) {
-    let mut service = Service::start(binary, JOBS, JOBS);
+    let mut service = Service::start(binary, JOBS);
     let (mut seen, start) = (0, Instant::now());
     service.submit(&json!({"command": ["sleep", "60"]}), JOBS);
     while seen < JOBS && start.elapsed() < PATIENCE {
@@ -63,7 +63,7 @@ fn own_memory(service: &Service) -> Memory {
 }
 
 fn much_output(binary: &Path) {
-    let mut service = Service::start(binary, 2, 2);
+    let mut service = Service::start(binary, 2);
     service.submit(&json!({"command": ["true"]}), 2);
     service.succeed(2);
     let (before, start) = (own_memory(&service).rss, Instant::now());

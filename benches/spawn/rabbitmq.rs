@@ -16,17 +16,19 @@ use serde_json::json;
 use synthex::message::{Envelope, Properties};
 use synthex::transport::amqp::{Addresses, Amqp, AmqpConfig};
 use synthex::transport::topology::{Declare, Names, Topology};
-use synthex::transport::{Publication, Routing, Transport};
+use synthex::transport::{Publication, PublishError, Routing, Transport};
 
 use crate::processes::Cpu;
 use crate::rate::{Sample, Subject};
-use crate::service::PREFETCH;
 use crate::statistics::{number, percentile};
 use crate::support::broker::Broker;
 use crate::yardsticks::Program;
 
 /// Commands that run at once.
 const SLOTS: [usize; 2] = [4, 16];
+
+/// Jobs in hand at once, so that no slot waits for a broker to answer.
+const PREFETCH: usize = 256;
 
 /// The pool that is compiled in.
 const POOL: &str = "default";
@@ -149,8 +151,11 @@ async fn publish(url: &str, pools: &[String], body: &str, count: usize) {
         .into(),
     };
     let publish = async |number| {
-        let published = broker.publish(&job(number)).await;
-        published.expect("the node is well");
+        // A queue that was just declared may have no leader yet.
+        while let Err(error) = broker.publish(&job(number)).await {
+            assert!(matches!(error, PublishError::Refused { .. }), "{error}");
+            tokio::time::sleep(LOOK).await;
+        }
     };
     futures_util::stream::iter(0..count)
         .map(publish)

@@ -16,9 +16,6 @@ use crate::yardsticks::Program;
 /// Commands that run at once.
 const SLOTS: [usize; 4] = [2, 4, 16, 64];
 
-/// Jobs in hand at once, so that no slot waits for a result to be settled.
-pub const PREFETCH: usize = 256;
-
 /// Room in each of its pipes: neither side waits for the other.
 const PIPE: usize = 1024 * 1024;
 
@@ -41,7 +38,7 @@ pub fn subjects(program: &Program, binaries: &[(&'static str, PathBuf)]) -> Vec<
 }
 
 fn measure(program: &Program, binary: &Path, slots: usize) -> Sample {
-    let mut service = Service::start(binary, slots, PREFETCH.max(slots));
+    let mut service = Service::start(binary, slots);
     let job = json!({"command": [program.path]});
     // So that all helpers are there.
     service.submit(&job, 4 * slots);
@@ -64,11 +61,9 @@ pub struct Service {
 }
 
 impl Service {
-    pub fn start(binary: &Path, slots: usize, prefetch: usize) -> Self {
+    pub fn start(binary: &Path, slots: usize) -> Self {
         let mut command = Command::new(binary);
-        command
-            .args(["run", "--json", "--slots", &slots.to_string()])
-            .args(["--prefetch", &prefetch.to_string(), "-"]);
+        command.args(["run", "--json", "--slots", &slots.to_string(), "-"]);
         // What it says of the signals that end it does not belong in a table.
         command
             .stdin(Stdio::piped())
