@@ -162,6 +162,13 @@ impl Broker {
         off_thread(move || node.eval(&expression)).await
     }
 
+    /// Evaluates an Erlang expression whose value is a list of strings.
+    pub async fn eval_strings(&self, expression: &str) -> Vec<String> {
+        let answer = self.eval(expression).await;
+        // It looks like one of JSON's.
+        serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer}"))
+    }
+
     /// Makes a user; what it may do is a matter of each virtual host ([`Vhost::permit`]).
     pub async fn add_user(&self, user: &str, password: &str) {
         let [user, password] = [user, password].map(binary);
@@ -243,11 +250,7 @@ impl Vhost {
     pub async fn ctl(&self, args: &[&str]) -> String {
         let mut all = args.to_vec();
         all.extend(["--vhost", &self.name]);
-        Broker {
-            node: Arc::clone(&self.node),
-        }
-        .ctl(&all)
-        .await
+        self.broker().ctl(&all).await
     }
 
     /// Lets a user configure, write and read what the patterns match; an empty pattern is nothing.
@@ -256,12 +259,12 @@ impl Vhost {
         let expression = format!(
             "rabbit_auth_backend_internal:set_permissions({user}, {vhost}, {configure}, {write}, {read}, <<\"test\">>)."
         );
-        assert_eq!(self.eval(&expression).await, "ok");
+        assert_eq!(self.broker().eval(&expression).await, "ok");
     }
 
     /// Cuts the connections to this virtual host.
     pub async fn close_connections(&self, reason: &str) {
-        self.eval(&closing(&binary(&self.name), reason)).await;
+        self.broker().eval(&closing(&binary(&self.name), reason)).await;
     }
 
     /// Its queues, each with how many messages are in it or in somebody's hands.
@@ -271,9 +274,7 @@ impl Vhost {
              {{messages, Count}}] <- rabbit_amqqueue:info_all({}, [name, messages])].",
             binary(&self.name)
         );
-        let answer = self.eval(&all).await;
-        // A list of Erlang's strings looks like one of JSON's.
-        let lines: Vec<String> = serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer}"));
+        let lines = self.broker().eval_strings(&all).await;
         let queue = |line: &String| {
             let (name, count) = line.rsplit_once('=').expect("it was put together so");
             (name.to_owned(), count.parse().expect("it is a number"))
@@ -281,9 +282,9 @@ impl Vhost {
         lines.iter().map(queue).collect()
     }
 
-    async fn eval(&self, expression: &str) -> String {
+    fn broker(&self) -> Broker {
         let node = Arc::clone(&self.node);
-        Broker { node }.eval(expression).await
+        Broker { node }
     }
 }
 
