@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::MEMBERS;
 use crate::cage::Cage;
-use crate::members::{Make, Member, Seen, TIMEOUT, WARN_BEFORE};
+use crate::members::{Make, Member, Seen, WARN_BEFORE};
 use crate::worker::{Via, Worker};
 
 /// Commands at a time when all are shown at once: as many as two processors start well within their timeouts.
@@ -63,11 +63,10 @@ pub fn the_whole_zoo_at_once(via: Via) {
 /// Gives a member three times as long to be up: among two thousand processes that are ready to run, one that has begun
 /// may wait seconds for its next turn on a processor.
 fn in_a_crowd(mut member: Member) -> Member {
-    if member.job["timeout"] == TIMEOUT {
-        member.job["timeout"] = json!("9s");
-    }
     if member.job["warn_before"] == WARN_BEFORE {
         member.job["warn_before"] = json!("24s");
+    } else if let Some(timeout) = seconds(&member.job["timeout"]) {
+        member.job["timeout"] = json!(format!("{}s", 3.0 * timeout));
     }
     member
 }

@@ -36,7 +36,7 @@ pub struct Seen<'a> {
 }
 
 /// The deadline of those that have to be ended: long enough for all of them to be up by then, on a busy machine.
-pub const TIMEOUT: &str = "3s";
+const TIMEOUT: &str = "3s";
 /// Two seconds after the start of those that have 30 s.
 pub const WARN_BEFORE: &str = "28s";
 /// The longest time between the death of a keeper and that of its job's last process.
