@@ -1,0 +1,150 @@
+//! How runs end, by themselves and by the clock, and what is told of it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustix::process::Signal;
+
+use super::{SOON, bash, fixture, outcome, run, timed_out};
+use synthex::executor::{End, Run, Warning};
+use synthex::message::{EndedBy, SignalName};
+
+#[tokio::test]
+async fn exit_codes_and_foreign_signals_are_told_apart() {
+    assert_eq!(outcome(run(["true"])).await.end, End::Exited(0));
+    assert_eq!(outcome(bash("exit 3")).await.end, End::Exited(3));
+    assert_eq!(outcome(bash("exit 143")).await.end, End::Exited(143));
+    assert_eq!(
+        outcome(bash("kill -TERM $$")).await.end,
+        End::Signaled(SignalName::TERM)
+    );
+    assert_eq!(
+        outcome(bash("kill -KILL $$")).await.end,
+        End::Signaled(SignalName::KILL)
+    );
+}
+
+#[tokio::test]
+async fn a_run_tells_when_and_how_long() {
+    let before = Timestamp::now();
+    let outcome = outcome(bash("sleep 0.2")).await;
+    let started_at = outcome.started_at.expect("it was started");
+    assert!(before <= started_at && started_at < outcome.finished_at);
+    assert!(outcome.duration >= Duration::from_millis(200), "{:?}", outcome.duration);
+    assert!(outcome.spawn_time > Duration::ZERO && outcome.spawn_time < outcome.duration);
+    assert_eq!((outcome.kill_time, outcome.ended_by), (None, Some(EndedBy::Itself)));
+}
+
+#[tokio::test]
+async fn term_ends_the_whole_tree_at_the_timeout() {
+    // The shell waits for its child, so both must have got the signal for this to be quick.
+    let outcome = outcome(Run {
+        timeout: Duration::from_millis(300),
+        ..bash("echo so far; sleep 300; :")
+    })
+    .await;
+    assert_eq!(outcome.end, timed_out(None, Some(SignalName::TERM)));
+    assert_eq!(outcome.stdout.text, "so far\n");
+    assert!(outcome.duration >= Duration::from_millis(300) && outcome.duration < SOON);
+    assert!(outcome.kill_time.expect("it was killed") < SOON);
+}
+
+#[tokio::test]
+async fn a_command_that_ignores_term_is_killed_after_the_grace() {
+    let (timeout, kill_grace) = (Duration::from_secs(1), Duration::from_millis(400));
+    let outcome = outcome(Run {
+        timeout,
+        kill_grace,
+        ..fixture("ignore-term")
+    })
+    .await;
+    assert_eq!(outcome.stdout.text, "ready\n");
+    assert_eq!(outcome.end, timed_out(None, Some(SignalName::KILL)));
+    assert_eq!(outcome.ended_by, Some(EndedBy::Kill));
+    assert!(outcome.duration >= timeout + kill_grace && outcome.run_time < outcome.duration);
+    let kill_time = outcome.kill_time.expect("it was killed");
+    assert!(kill_time >= kill_grace && kill_time < SOON);
+}
+
+#[tokio::test]
+async fn a_timed_out_run_stays_so_when_it_exits_with_0() {
+    let outcome = outcome(Run {
+        timeout: Duration::from_secs(1),
+        ..fixture("exit-zero-on-term")
+    })
+    .await;
+    assert_eq!(outcome.stdout.text, "ready\ncleaned up\n");
+    assert_eq!(outcome.end, timed_out(Some(0), None));
+}
+
+#[tokio::test]
+async fn another_term_signal_is_sent_where_it_was_asked_for() {
+    let term_signal = SignalName::from_number(Signal::USR1.as_raw()).expect("a signal");
+    let ended = outcome(Run {
+        timeout: Duration::from_millis(300),
+        term_signal,
+        ..run(["sleep", "300"])
+    })
+    .await;
+    assert_eq!(ended.end, timed_out(None, Some(term_signal)));
+}
+
+#[tokio::test]
+async fn a_stopped_command_is_told_to_end_and_then_continued() {
+    let outcome = outcome(Run {
+        timeout: Duration::from_secs(1),
+        ..fixture("stop-itself")
+    })
+    .await;
+    assert_eq!(outcome.stdout.text, "told to end\n");
+    assert_eq!(outcome.end, timed_out(Some(7), None));
+}
+
+#[tokio::test]
+async fn the_grace_is_for_the_whole_tree() {
+    let outcome = outcome(Run {
+        timeout: Duration::from_secs(1),
+        ..fixture("slow-to-end")
+    })
+    .await;
+    assert_eq!(outcome.stdout.text, "ready\nsaved\n");
+    assert_eq!(outcome.end, timed_out(None, Some(SignalName::TERM)));
+}
+
+#[tokio::test]
+async fn the_largest_timeout_is_no_timeout() {
+    assert_eq!(
+        outcome(Run {
+            timeout: Duration::MAX,
+            ..run(["true"])
+        })
+        .await
+        .end,
+        End::Exited(0)
+    );
+}
+
+#[tokio::test]
+async fn a_warning_comes_before_the_timeout_and_an_end_after_it_is_told() {
+    let warned = |script: &str| Run {
+        timeout: Duration::from_secs(60),
+        warning: Some(Warning {
+            before: Duration::from_millis(59_500),
+            signal: "USR1".parse().unwrap(),
+        }),
+        ..bash(script)
+    };
+    let caught = outcome(warned(
+        "trap 'echo warned; exit 3' USR1; echo ready; while :; do sleep 0.01; done",
+    ))
+    .await;
+    assert_eq!(
+        (caught.end, caught.ended_by),
+        (End::Exited(3), Some(EndedBy::WarnSignal))
+    );
+    assert_eq!(caught.stdout.text, "ready\nwarned\n");
+
+    let fell = outcome(warned("exec sleep 300")).await;
+    assert_eq!(fell.end, timed_out(None, Some("USR1".parse().unwrap())));
+    assert_eq!(fell.ended_by, Some(EndedBy::WarnSignal));
+}
