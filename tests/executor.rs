@@ -1,8 +1,8 @@
 //! Whole runs, of real commands, by real helper processes: the commands that misbehave are in
 //! `tests/fixtures/commands`.
 //!
-//! Where a test waits for a real timeout, the command needs far less than that to get ready, says
-//! so in its output, and the test checks that it did.
+//! Where a test waits for a real timeout, the command says in its output that it is ready, and gets more time until it
+//! was ([`once_up`]).
 //!
 //! - [`ends`]: how runs end, by themselves and by the clock, and what is told of it;
 //! - [`stops`]: runs that are stopped, given up, or held up by a helper;
@@ -44,7 +44,13 @@ use synthex::message::{FailureKind, Limits, SignalName};
 const MAX_OUTPUT: u64 = 64 * 1024;
 
 /// Above anything a run here waits for by design, below what a command left alone would take.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(50);
+
+/// How often a start of something is tried that a busy machine may be too late for.
+const TRIES: usize = 20;
+
+/// Longer than any command here needs to get ready.
+const UP_WITHIN: Duration = Duration::from_secs(10);
 
 fn run<const N: usize>(command: [&str; N]) -> Run {
     Run {
@@ -91,6 +97,27 @@ fn so_many_spawners(count: usize) -> Spawners {
 
 async fn outcome(run: Run) -> Outcome {
     execute(&spawners(), run, Stop::default()).await
+}
+
+/// What becomes of a command that has to be up by some time: the time is made longer until it was, as on a busy machine
+/// it may have to wait for a processor. Gives the time, too.
+async fn once_up(
+    is_up: fn(&Outcome) -> bool,
+    at_first: Duration,
+    run: impl Fn(Duration) -> Run,
+) -> (Duration, Outcome) {
+    let mut time = at_first;
+    loop {
+        let outcome = outcome(run(time)).await;
+        if is_up(&outcome) || time > UP_WITHIN {
+            return (time, outcome);
+        }
+        time *= 6;
+    }
+}
+
+fn has_spoken(outcome: &Outcome) -> bool {
+    outcome.stdout.bytes > 0
 }
 
 /// Runs what is expected to exit with 0 and gives its stdout.

@@ -1,11 +1,11 @@
 //! How runs end, by themselves and by the clock, and what is told of it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rustix::process::Signal;
 
-use super::{SOON, bash, fixture, outcome, run, timed_out};
+use super::{SOON, bash, fixture, has_spoken, once_up, outcome, run, timed_out};
 use synthex::executor::{End, Run, Warning};
 use synthex::message::{EndedBy, SignalName};
 
@@ -26,33 +26,34 @@ async fn exit_codes_and_foreign_signals_are_told_apart() {
 
 #[tokio::test]
 async fn a_run_tells_when_and_how_long() {
-    let before = Timestamp::now();
+    let (before, asked) = (Timestamp::now(), Instant::now());
     let outcome = outcome(bash("sleep 0.2")).await;
+    let lasted = asked.elapsed();
     let started_at = outcome.started_at.expect("it was started");
     assert!(before <= started_at && started_at < outcome.finished_at);
     assert!(outcome.duration >= Duration::from_millis(200), "{:?}", outcome.duration);
-    assert!(outcome.spawn_time > Duration::ZERO && outcome.spawn_time < outcome.duration);
+    assert!(outcome.spawn_time > Duration::ZERO && outcome.spawn_time + outcome.duration <= lasted);
     assert_eq!((outcome.kill_time, outcome.ended_by), (None, Some(EndedBy::Itself)));
 }
 
 #[tokio::test]
 async fn term_ends_the_whole_tree_at_the_timeout() {
     // The shell waits for its child, so both must have got the signal for this to be quick.
-    let outcome = outcome(Run {
-        timeout: Duration::from_millis(300),
+    let (timeout, outcome) = once_up(has_spoken, Duration::from_millis(300), |timeout| Run {
+        timeout,
         ..bash("echo so far; sleep 300; :")
     })
     .await;
     assert_eq!(outcome.end, timed_out(None, Some(SignalName::TERM)));
     assert_eq!(outcome.stdout.text, "so far\n");
-    assert!(outcome.duration >= Duration::from_millis(300) && outcome.duration < SOON);
+    assert!(outcome.duration >= timeout && outcome.duration < timeout + SOON);
     assert!(outcome.kill_time.expect("it was killed") < SOON);
 }
 
 #[tokio::test]
 async fn a_command_that_ignores_term_is_killed_after_the_grace() {
-    let (timeout, kill_grace) = (Duration::from_secs(1), Duration::from_millis(400));
-    let outcome = outcome(Run {
+    let kill_grace = Duration::from_millis(400);
+    let (timeout, outcome) = once_up(has_spoken, Duration::from_secs(1), |timeout| Run {
         timeout,
         kill_grace,
         ..fixture("ignore-term")
@@ -68,8 +69,8 @@ async fn a_command_that_ignores_term_is_killed_after_the_grace() {
 
 #[tokio::test]
 async fn a_timed_out_run_stays_so_when_it_exits_with_0() {
-    let outcome = outcome(Run {
-        timeout: Duration::from_secs(1),
+    let (_, outcome) = once_up(has_spoken, Duration::from_secs(1), |timeout| Run {
+        timeout,
         ..fixture("exit-zero-on-term")
     })
     .await;
@@ -91,19 +92,19 @@ async fn another_term_signal_is_sent_where_it_was_asked_for() {
 
 #[tokio::test]
 async fn a_stopped_command_is_told_to_end_and_then_continued() {
-    let outcome = outcome(Run {
-        timeout: Duration::from_secs(1),
+    let (_, outcome) = once_up(has_spoken, Duration::from_secs(1), |timeout| Run {
+        timeout,
         ..fixture("stop-itself")
     })
     .await;
-    assert_eq!(outcome.stdout.text, "told to end\n");
+    assert_eq!(outcome.stdout.text, "stopping\ntold to end\n");
     assert_eq!(outcome.end, timed_out(Some(7), None));
 }
 
 #[tokio::test]
 async fn the_grace_is_for_the_whole_tree() {
-    let outcome = outcome(Run {
-        timeout: Duration::from_secs(1),
+    let (_, outcome) = once_up(has_spoken, Duration::from_secs(1), |timeout| Run {
+        timeout,
         ..fixture("slow-to-end")
     })
     .await;
@@ -126,25 +127,24 @@ async fn the_largest_timeout_is_no_timeout() {
 
 #[tokio::test]
 async fn a_warning_comes_before_the_timeout_and_an_end_after_it_is_told() {
-    let warned = |script: &str| Run {
+    let warned = |script: &str, after: Duration| Run {
         timeout: Duration::from_secs(60),
         warning: Some(Warning {
-            before: Duration::from_millis(59_500),
+            before: Duration::from_secs(60) - after,
             signal: "USR1".parse().unwrap(),
         }),
         ..bash(script)
     };
-    let caught = outcome(warned(
-        "trap 'echo warned; exit 3' USR1; echo ready; while :; do sleep 0.01; done",
-    ))
-    .await;
+    let at_first = Duration::from_millis(500);
+    let script = "trap 'echo warned; exit 3' USR1; echo ready; while :; do sleep 0.01; done";
+    let (_, caught) = once_up(has_spoken, at_first, |after| warned(script, after)).await;
     assert_eq!(
         (caught.end, caught.ended_by),
         (End::Exited(3), Some(EndedBy::WarnSignal))
     );
     assert_eq!(caught.stdout.text, "ready\nwarned\n");
 
-    let fell = outcome(warned("exec sleep 300")).await;
+    let fell = outcome(warned("exec sleep 300", at_first)).await;
     assert_eq!(fell.end, timed_out(None, Some("USR1".parse().unwrap())));
     assert_eq!(fell.ended_by, Some(EndedBy::WarnSignal));
 }

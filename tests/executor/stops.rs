@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 
-use super::{SOON, bash, fixture, pid, reaped, run, so_many_spawners, spawners, state, timed_out};
+use super::{SOON, UP_WITHIN, bash, fixture, pid, reaped, run, so_many_spawners, spawners, state, timed_out};
 use synthex::executor::{End, Outcome, Run, Stop, execute};
 use synthex::message::{EndedBy, SignalName};
 
@@ -81,7 +81,7 @@ async fn stop_cuts_the_grace_short() {
     let (announced, run) = Announcement::of("announce-term");
     let stop = Stop::default();
     let run = Run {
-        timeout: Duration::from_secs(1),
+        timeout: UP_WITHIN,
         ..run
     };
     let mut running = pin!(execute(&spawners, run, stop.clone()));
@@ -97,7 +97,7 @@ async fn an_end_that_is_asked_for_gives_the_grace_of_the_timeout() {
     let spawners = spawners();
     for (trap, grace, ended_by) in [
         ("echo saved; exit 0", SOON, EndedBy::TermSignal),
-        ("echo saved", Duration::from_millis(300), EndedBy::Kill),
+        ("echo saved", Duration::from_secs(5), EndedBy::Kill),
     ] {
         let script = format!(r#"trap '{trap}' TERM; echo >"$1"; while :; do sleep 60 & wait $!; done"#);
         let (announced, run) = Announcement::by(run(["bash", "-c", &script, "bash"]));

@@ -173,8 +173,15 @@ async fn a_command_has_a_session_of_its_own_and_gains_no_rights() {
 async fn usage_is_the_command_s_own_and_that_of_what_it_left() {
     let small = outcome(run(["true"])).await.usage.expect("it was started");
     assert!(small.max_rss_bytes > 0 && small.max_rss_bytes < 16 << 20, "{small:?}");
-    let script = "(setsid bash -c 'for ((i = 0; i < 200000; i++)); do :; done' &) ; sleep 0.05";
-    let busy = outcome(bash(script)).await.usage.expect("it was started");
+    // What is left has worked when the command ends, and has not ended.
+    let script = r#"mkfifo done; (setsid bash -c 'for ((i = 0; i < 200000; i++)); do :; done; echo >done; exec sleep 300' &)
+        read <done"#;
+    let folder = tempfile::tempdir().unwrap();
+    let busy = outcome(Run {
+        cwd: Some(folder.path().to_owned()),
+        ..bash(script)
+    });
+    let busy = busy.await.usage.expect("it was started");
     assert!(busy.user_ms + busy.system_ms >= 50, "{busy:?}");
 }
 
