@@ -1,7 +1,5 @@
 //! A run that is stopped before its input has ended says so, and what commands see of our own settings: nothing.
 
-use std::time::Duration;
-
 use serde_json::json;
 
 use crate::bench::{Bench, run};
@@ -17,10 +15,7 @@ fn stopped_after_one_job(bench: &Bench, input: &str) {
     Cli::program("mkfifo", [&fifo]).run().expect_code(0);
     let job = json!({"command": ["echo", "a"]});
     let line = format!(r#"exec 3<>"{fifo}"; echo '{job}' >&3; exec "$0" run --slots 1 {input}"#);
-    let running = bench
-        .marked(Cli::program("bash", ["-c", &line, SYNTHEX]))
-        .limit(Duration::from_secs(20))
-        .spawn();
+    let running = bench.marked(Cli::program("bash", ["-c", &line, SYNTHEX])).spawn();
     running.wait_for_stdout_line(|line| line == "a");
     running.signal(Signal::TERM);
     let finished = running.wait().expect_code(3);
@@ -58,10 +53,7 @@ fn a_run_that_is_stopped_while_nobody_has_opened_its_pipe_ends() {
     let fifo = bench.arg("fifo");
     Cli::program("mkfifo", [&fifo]).run().expect_code(0);
     let first = bench.jobs("first.jsonl", &[json!({"command": ["echo", "a"]})]);
-    let running = bench
-        .marked(run(&[&first, &fifo]))
-        .limit(Duration::from_secs(20))
-        .spawn();
+    let running = bench.marked(run(&[&first, &fifo])).spawn();
     running.wait_for_stdout_line(|line| line == "a");
     running.signal(Signal::TERM);
     let finished = running.wait().expect_code(3);

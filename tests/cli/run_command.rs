@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, only, results, run};
+use crate::bench::{Bench, once_up, only, results, run};
 use crate::support::cli::{Cli, Finished};
 
 /// Runs a shell script as the one job, with these flags.
@@ -72,11 +72,14 @@ fn a_warning_does_not_change_how_the_command_is_scheduled() {
     let bench = Bench::new();
     // The 19th field is the nice value of the shell itself; those it starts have it anew.
     let script = "trap 'cut -d\" \" -f19 /proc/$$/stat; exit 0' USR1; while :; do sleep 0.02; done";
-    let job = json!({
-        "command": ["sh", "-c", script], "timeout": "60s", "warn_before": "59s", "warn_signal": "USR1",
+    let result = once_up(|seconds| {
+        let job = json!({
+            "command": ["sh", "-c", script], "timeout": "60s", "warn_before": format!("{}s", 60 - seconds),
+            "warn_signal": "USR1",
+        });
+        let file = bench.file("job.jsonl", format!("{job}\n"));
+        only(results(&run(&["--json", &file]).run()))
     });
-    let file = bench.file("job.jsonl", format!("{job}\n"));
-    let result = only(results(&run(&["--json", &file]).run()));
     assert_eq!(
         (&result["ended_by"], &result["stdout"]["text"]),
         (&json!("warn_signal"), &json!("0\n"))
@@ -86,16 +89,16 @@ fn a_warning_does_not_change_how_the_command_is_scheduled() {
 #[test]
 fn with_a_pool_file_the_command_sees_what_the_pool_gives() {
     let bench = Bench::new();
-    let pool = bench.file(
-        "pool.toml",
-        "pool = 'mine'\ntimeout = '200ms'\n[env]\nSHAPE = 'round'\n",
-    );
-    let finished = script(&["--pool", &pool], r#"echo "<$COLOUR> $SHAPE $SYNTHEX_POOL""#)
+    let pool = |timeout: &str| {
+        let text = format!("pool = 'mine'\ntimeout = '{timeout}'\n[env]\nSHAPE = 'round'\n");
+        bench.file("pool.toml", text)
+    };
+    let finished = script(&["--pool", &pool("60s")], r#"echo "<$COLOUR> $SHAPE $SYNTHEX_POOL""#)
         .env("COLOUR", "red")
         .run()
         .expect_code(0);
     assert_eq!(finished.stdout, "<> round mine\n");
-    let limited = result(&["--pool", &pool], "sleep 60");
+    let limited = result(&["--pool", &pool("200ms")], "sleep 60");
     assert_eq!(
         (&limited["status"], &limited["worker"]["pool"]),
         (&json!("timed_out"), &json!("mine"))
@@ -187,24 +190,33 @@ fn flags_set_what_they_name() {
 
 #[test]
 fn a_timeout_ends_the_command_the_way_it_was_asked_to() {
-    let flags = ["--timeout", "300ms", "--term-signal", "INT", "--kill-grace", "30s"];
-    let asked = result(
-        &flags,
-        "trap 'echo bye; exit 5' INT; echo so far; while :; do sleep 0.05; done",
-    );
+    let asked = once_up(|seconds| {
+        let flags = [
+            "--timeout",
+            &format!("{seconds}s"),
+            "--term-signal",
+            "INT",
+            "--kill-grace",
+            "30s",
+        ];
+        let script = "trap 'echo bye; exit 5' INT; echo so far; while :; do sleep 0.05; done";
+        result(&flags, script)
+    });
     assert_eq!(
         (&asked["status"], &asked["exit_code"]),
         (&json!("timed_out"), &json!(5))
     );
     assert_eq!(asked["stdout"]["text"], "so far\nbye\n");
 
-    let flags = ["--timeout", "300ms", "--kill-grace", "100ms"];
-    let forced = result(&flags, "trap '' TERM; while :; do sleep 0.05; done");
+    let forced = once_up(|seconds| {
+        let flags = ["--timeout", &format!("{seconds}s"), "--kill-grace", "100ms"];
+        result(&flags, "trap '' TERM; echo up; while :; do sleep 0.05; done")
+    });
     assert_eq!(
         (&forced["status"], &forced["signal"]),
         (&json!("timed_out"), &json!("SIGKILL"))
     );
-    assert!(forced["duration_ms"].as_u64().unwrap() >= 400, "{forced}");
+    assert!(forced["duration_ms"].as_u64().unwrap() >= 1100, "{forced}");
 }
 
 #[test]

@@ -164,7 +164,7 @@ fn slots_run_at_once() {
     // Each waits for the other: one after the other they never end.
     let meet = |own: &str, other: &str| {
         let (own, other) = (bench.arg(own), bench.arg(other));
-        json!({"script": format!("touch {own}; until [ -e {other} ]; do sleep 0.02; done"), "timeout": "30s"})
+        json!({"script": format!("touch {own}; until [ -e {other} ]; do sleep 0.02; done"), "timeout": "50s"})
     };
     let jobs = bench.jobs("jobs.jsonl", &[meet("a", "b"), meet("b", "a")]);
     Cli::new(["run", "--slots", "2", &jobs]).run().expect_code(0);

@@ -1,7 +1,5 @@
 //! How a run is stopped: once, twice, and by a reader that has seen enough. Nothing is left behind.
 
-use std::time::Duration;
-
 use serde_json::json;
 
 use crate::bench::{Bench, results, run};
@@ -80,10 +78,7 @@ fn ctrl_c_twice_kills_what_runs() {
     let bench = Bench::new();
     let up = bench.arg("one.up");
     let stubborn = format!("trap '' INT TERM; sleep 600 & touch {up}; while :; do sleep 600; done");
-    let running = bench
-        .marked(run(&["--", "sh", "-c", &stubborn]))
-        .limit(Duration::from_secs(20))
-        .spawn();
+    let running = bench.marked(run(&["--", "sh", "-c", &stubborn])).spawn();
     bench.wait_until_up("one");
     signal(&running, Signal::INT, "once more to kill");
     signal(&running, Signal::INT, "killing what runs");
@@ -101,10 +96,7 @@ fn ctrl_c_twice_kills_what_runs() {
 fn ctrl_c_ends_the_wait_for_a_job_that_is_not_due() {
     let bench = Bench::new();
     let later = "2099-01-01T00:00:00Z";
-    let running = bench
-        .marked(run(&["-vv", "--not-before", later, "--", "true"]))
-        .limit(Duration::from_secs(20))
-        .spawn();
+    let running = bench.marked(run(&["-vv", "--not-before", later, "--", "true"])).spawn();
     running.wait_for_line(|line| line.contains("consuming"));
     running.signal(Signal::INT);
     running.wait().expect_code(3);
@@ -118,10 +110,7 @@ fn ctrl_c_ends_the_wait_for_a_line_that_nobody_writes() {
     let fifo = bench.arg("fifo");
     Cli::program("mkfifo", [&fifo]).run().expect_code(0);
     let line = format!(r#"exec 3<>"{fifo}"; exec "$0" run -vv --slots 1 - < "{fifo}""#);
-    let running = bench
-        .marked(Cli::program("bash", ["-c", &line, SYNTHEX]))
-        .limit(Duration::from_secs(20))
-        .spawn();
+    let running = bench.marked(Cli::program("bash", ["-c", &line, SYNTHEX])).spawn();
     running.wait_for_line(|line| line.contains("consuming"));
     running.signal(Signal::INT);
     let finished = running.wait().expect_code(3);
@@ -146,10 +135,7 @@ fn a_reader_that_has_seen_enough_ends_the_run() {
     let line = format!(
         r#"exec 3>&1; "$0" run --json --slots 2 {file} > >(head -1 >&3; exec <&-; touch {gone}); echo "exit $?" >&2"#
     );
-    let running = bench
-        .marked(Cli::program("bash", ["-c", &line, SYNTHEX]))
-        .limit(Duration::from_secs(20))
-        .spawn();
+    let running = bench.marked(Cli::program("bash", ["-c", &line, SYNTHEX])).spawn();
     bench.wait_until_up("long");
     let finished = running.wait().expect_code(0);
     assert_eq!(results(&finished)[0]["job_id"], "first");
@@ -206,7 +192,7 @@ fn ctrl_c_twice_ends_a_run_whose_reader_has_stopped_reading() {
         r#"("$0" run --slots 2 {file}; echo "exit $?" >&2) | (dd bs=1 count=1 of=/dev/null status=none; {reader})"#
     );
     let pipeline = bench.marked(Cli::program("bash", ["-c", &line, SYNTHEX]));
-    let pipeline = pipeline.limit(Duration::from_secs(10)).spawn();
+    let pipeline = pipeline.spawn();
     bench.wait_until_up("long");
     bench.wait_until_up("reader");
     let family = descendants(pipeline.pid());

@@ -29,7 +29,7 @@ use super::process::{Process, Signal, descendants};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a pipe may stay open after its program ended: somebody who got it by inheritance still lives.
-const PIPES_CLOSE: Duration = Duration::from_secs(5);
+const PIPES_CLOSE: Duration = Duration::from_secs(30);
 
 /// Sets the signal that a program gets at its parent's death, and becomes that program. Part of util-linux.
 const SETPRIV: &str = "/usr/bin/setpriv";
