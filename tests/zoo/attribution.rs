@@ -21,7 +21,7 @@ pub fn of_jobs_that_look_alike_only_the_right_ones_die(via: Via) {
     let (lasting, ending) = (names("lasting"), names("ending"));
     for (lasting, ending) in lasting.iter().zip(&ending) {
         worker.submit(lasting, &json!({"command": [program]}));
-        worker.submit(ending, &json!({"command": [program], "timeout": "3s"}));
+        worker.submit(ending, &json!({"command": [program], "timeout": "10s"}));
     }
     let packs: Vec<_> = lasting.iter().map(|id| cage.wait_for(id, PACK)).collect();
     for id in &ending {

@@ -10,8 +10,9 @@ use crate::helpers::{self, KEEPER, SPAWNER};
 use crate::support::process::{Process, Signal, descendants, wait_until};
 use crate::worker::{Via, Worker};
 
-/// How long any process of a job may live after the worker, its spawner or its keeper was killed.
-const PROMISED: Duration = Duration::from_secs(2);
+/// How long any process of a job may live after the worker, its spawner or its keeper was killed: 2 s, by a process that
+/// has a processor when it needs one.
+const PROMISED: Duration = Duration::from_secs(2 * 5);
 
 /// A time in which a worker that hears nothing would come to wrong ends.
 const SOME_SECONDS: Duration = Duration::from_secs(4);
@@ -170,8 +171,13 @@ fn strike(worker: &Worker, cage: &Cage, residents: &mut Vec<Resident>, victims: 
     }
     let deadline = Instant::now() + PROMISED;
     for Resident { id, .. } in &struck {
-        while !cage.living(id).is_empty() {
-            assert!(Instant::now() < deadline, "still alive of {id}: {:?}", cage.living(id));
+        loop {
+            let is_late = Instant::now() >= deadline;
+            let living = cage.living(id);
+            if living.is_empty() {
+                break;
+            }
+            assert!(!is_late, "still alive of {id}: {living:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -243,15 +249,15 @@ pub fn a_stopped_worker_is_late_for_nothing_and_kills_nothing(via: Via) {
     let worker = Worker::start(via, &cage, 4);
     worker.submit("pack", &json!({"command": [cage.program("pack")]}));
     let pack = cage.wait_for("pack", PACK);
-    // It is at its timeout while the worker is stopped: a second after its start and some.
+    // It is at its timeout while the worker is stopped.
     worker.submit(
         "ignorer",
-        &json!({"command": [cage.program("term_ignorer")], "timeout": "2s"}),
+        &json!({"command": [cage.program("term_ignorer")], "timeout": "8s"}),
     );
     let ignorer = cage.wait_for("ignorer", 1);
     worker.running.signal(Signal::STOP);
     let stopped = Instant::now();
-    wait_until(SOME_SECONDS, "a timeout is kept by somebody else", || {
+    wait_until(PATIENCE, "a timeout is kept by somebody else", || {
         !ignorer[0].is_alive()
     });
     std::thread::sleep(SOME_SECONDS.saturating_sub(stopped.elapsed()));
@@ -265,7 +271,7 @@ pub fn a_stopped_worker_is_late_for_nothing_and_kills_nothing(via: Via) {
         "{result:#}"
     );
     let run = result["phases"]["run_ms"].as_f64().unwrap();
-    assert!((2000.0..3000.0).contains(&run), "{result:#}");
+    assert!((8000.0..16_000.0).contains(&run), "{result:#}");
     worker.goes_on("next");
     assert!(pack.iter().all(Recorded::is_alive), "{pack:?}");
     cage.open("pack");

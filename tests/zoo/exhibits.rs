@@ -6,20 +6,24 @@ use serde_json::{Map, Value, json};
 
 use crate::MEMBERS;
 use crate::cage::Cage;
-use crate::members::{Make, Member, Seen, WARN_BEFORE};
+use crate::members::{Make, Member, Seen};
 use crate::worker::{Via, Worker};
 
 /// Commands at a time when all are shown at once: as many as two processors start well within their timeouts.
 const SLOTS: usize = 8;
 
-/// How long after deadline and grace, or after its own end, nothing of a job may live, in milliseconds.
-const PROMISED: f64 = 1000.0;
+/// How long after deadline and grace, or after its own end, something of a job may live, in milliseconds: a second, where
+/// there is a processor for it.
+const PROMISED: f64 = 3.0 * 1000.0;
 
 /// The same while thousands of processes are started and killed beside it, on however few processors.
-const PROMISED_IN_A_CROWD: f64 = 8.0 * PROMISED;
+const PROMISED_IN_A_CROWD: f64 = 8.0 * 1000.0;
+
+/// How many times as long a member has in a crowd to be up, and to end.
+const IN_A_CROWD: u32 = 4;
 
 /// The pool's grace, in milliseconds.
-const GRACE: f64 = 300.0;
+const GRACE: f64 = 1000.0;
 
 /// The most that a command of the zoo has resident; a worker has more.
 const LARGE: u64 = 16 << 20;
@@ -60,14 +64,19 @@ pub fn the_whole_zoo_at_once(via: Via) {
     cage.assert_empty_within(Duration::ZERO);
 }
 
-/// Gives a member three times as long to be up: among two thousand processes that are ready to run, one that has begun
+/// Gives a member more time to be up and to end: among two thousand processes that are ready to run, one that has begun
 /// may wait seconds for its next turn on a processor.
 fn in_a_crowd(mut member: Member) -> Member {
-    if member.job["warn_before"] == WARN_BEFORE {
-        member.job["warn_before"] = json!("24s");
-    } else if let Some(timeout) = seconds(&member.job["timeout"]) {
-        member.job["timeout"] = json!(format!("{}s", 3.0 * timeout));
+    let times = f64::from(IN_A_CROWD);
+    if let Some(timeout) = seconds(&member.job["timeout"]) {
+        let grace = seconds(&member.job["kill_grace"]).unwrap_or(GRACE / 1000.0);
+        member.job["kill_grace"] = json!(format!("{}s", times * grace));
+        match seconds(&member.job["warn_before"]) {
+            Some(before) => member.job["warn_before"] = json!(format!("{}s", timeout - times * (timeout - before))),
+            None => member.job["timeout"] = json!(format!("{}s", times * timeout)),
+        }
     }
+    member.gone_within *= IN_A_CROWD;
     member
 }
 

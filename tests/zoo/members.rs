@@ -36,9 +36,9 @@ pub struct Seen<'a> {
 }
 
 /// The deadline of those that have to be ended: long enough for all of them to be up by then, on a busy machine.
-const TIMEOUT: &str = "3s";
-/// Two seconds after the start of those that have 30 s.
-pub const WARN_BEFORE: &str = "28s";
+const TIMEOUT: &str = "5s";
+/// Five seconds after the start of those that have 60 s.
+const WARN_BEFORE: &str = "55s";
 /// The longest time between the death of a keeper and that of its job's last process.
 const AFTER_KEEPER: Duration = Duration::from_secs(2);
 /// The longest argument the kernel takes has a byte less (`MAX_ARG_STRLEN`, execve(2)).
@@ -108,9 +108,9 @@ pub fn fork_chain_that_goes_on(cage: &Cage) -> Member {
     })
 }
 
-/// It takes longer than it may.
+/// It takes a minute, which is longer than it may.
 pub fn fork_chain_of_a_command_that_times_out(cage: &Cage) -> Member {
-    let job = json!({"command": [cage.program("fork_chain"), "2000", "5000", "stay"], "timeout": TIMEOUT});
+    let job = json!({"command": [cage.program("fork_chain"), "2000", "30000", "stay"], "timeout": TIMEOUT});
     Member::new(job, timed_out("SIGKILL", "kill", "begun\n"))
         .with_processes(4) // in a crowd, a generation may take half a second
         .and(|seen| {
@@ -133,7 +133,7 @@ pub fn fork_tree_of_a_command_that_times_out(cage: &Cage) -> Member {
 
 /// What it makes in its grace has all of the grace, and its output is kept.
 pub fn hydra(cage: &Cage) -> Member {
-    let job = json!({"command": [cage.program("hydra")], "timeout": TIMEOUT, "kill_grace": "2s"});
+    let job = json!({"command": [cage.program("hydra")], "timeout": TIMEOUT, "kill_grace": "3s"});
     let expected = with(
         timed_out("SIGTERM", "term_signal", "one head\nanother\nanother\nanother\n"),
         json!({"exit_code": 0, "signal": null}),
@@ -252,7 +252,7 @@ pub fn group_killer(_: &Cage) -> Member {
 }
 
 pub fn warned(_: &Cage) -> Member {
-    let job = with(script("warned"), json!({"timeout": "30s", "warn_before": WARN_BEFORE}));
+    let job = with(script("warned"), json!({"timeout": "60s", "warn_before": WARN_BEFORE}));
     let expected = with(failed(5, "ready\nsaved\n"), json!({"ended_by": "warn_signal"}));
     Member::new(job, expected)
 }
@@ -260,7 +260,7 @@ pub fn warned(_: &Cage) -> Member {
 pub fn unwarned(_: &Cage) -> Member {
     let job = with(
         script("unwarned"),
-        json!({"timeout": "30s", "warn_before": WARN_BEFORE, "warn_signal": "USR2"}),
+        json!({"timeout": "60s", "warn_before": WARN_BEFORE, "warn_signal": "USR2"}),
     );
     Member::new(job, timed_out("SIGUSR2", "warn_signal", "ready\n"))
 }

@@ -30,7 +30,7 @@ pub fn leftovers_that_are_allowed_live_on(via: Via) {
         "of three processes only the daemon is left: {service:?}"
     );
 
-    worker.submit("late", &json!({"command": [daemon, "stay"], "timeout": "2s"}));
+    worker.submit("late", &json!({"command": [daemon, "stay"], "timeout": "5s"}));
     let result = worker.result("late");
     assert_eq!(result["status"], "timed_out", "{result:#}");
     assert_eq!(cage.living("late"), [], "at a timeout nothing is allowed to stay");

@@ -43,9 +43,12 @@ impl Rabbit {
         let url = broker.amqp_url();
         let amqp = {
             let _context = runtime.enter();
-            Amqp::new(AmqpConfig::new(
-                Addresses::parse(&url).expect("the broker's own address"),
-            ))
+            let addresses = Addresses::parse(&url).expect("the broker's own address");
+            Amqp::new(AmqpConfig {
+                connect_timeout: PATIENCE,
+                confirm_timeout: PATIENCE,
+                ..AmqpConfig::new(addresses)
+            })
         };
         let rabbit = Self {
             url,

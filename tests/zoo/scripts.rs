@@ -9,6 +9,9 @@ use crate::cage::{Cage, PATIENCE};
 use crate::support::process::wait_until;
 use crate::worker::{Via, Worker};
 
+/// How often a program is run that another one has just closed.
+const TRIES: usize = 10;
+
 /// Jobs write scripts and run them, while the worker starts others as fast as it can.
 pub fn scripts_written_and_run_by_many_jobs_at_once(via: Via) {
     const JOBS: usize = 200;
@@ -37,14 +40,23 @@ pub fn a_program_still_open_for_writing_is_waited_for(via: Via) {
     let worker = Worker::start(via, &cage, 2);
     worker.goes_on("before"); // from here on, a start takes no longer than it has to
     let program = cage.program("who");
-    worker.submit("writer", &json!({"command": [Cage::script("hold-open"), program]}));
-    wait_until(PATIENCE, "the program is held open", || cage.has_word("held", "writer"));
-    worker.submit("program", &json!({"command": [program]}));
-    cage.open("writer");
-    for id in ["program", "writer"] {
-        let result = worker.result(id);
-        assert_eq!(result["status"], "succeeded", "{result:#}");
-    }
+    // A writer for whom no processor is free may be late for half a second, and nobody waits any longer.
+    let is_waited_for = (0..TRIES).any(|number| {
+        let (writer, reader) = (format!("writer-{number}"), format!("program-{number}"));
+        worker.submit(&writer, &json!({"command": [Cage::script("hold-open"), program]}));
+        wait_until(PATIENCE, "the program is held open", || cage.has_word("held", &writer));
+        worker.submit(&reader, &json!({"command": [program]}));
+        cage.open(&writer);
+        let (written, read) = (worker.result(&writer), worker.result(&reader));
+        assert_eq!(written["status"], "succeeded", "{written:#}");
+        let said = read["error"]["message"].as_str().unwrap_or_default();
+        assert!(
+            read["status"] == "succeeded" || said.contains("still open for writing"),
+            "{read:#}"
+        );
+        read["status"] == "succeeded"
+    });
+    assert!(is_waited_for, "it never was, in {TRIES} tries");
     worker.stop();
     cage.assert_empty_within(Duration::ZERO);
 }

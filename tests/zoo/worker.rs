@@ -180,8 +180,8 @@ pool = "{POOL}"
 slots = {slots}
 prefetch = {slots}
 cwd = "{inside}"
-timeout = "60s"
-kill_grace = "300ms"
+timeout = "200s"
+kill_grace = "1s"
 breaker.failures = 1000000
 max_job_bytes = "8MiB"
 {lines}
