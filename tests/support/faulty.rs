@@ -20,7 +20,7 @@ use synthex::transport::{
 use tokio_util::sync::CancellationToken;
 
 /// How long a test waits for a gate to be reached.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Where an operation waits: the test hears that it came there, and lets it go on, or never does.
 #[derive(Clone, Default)]

@@ -21,7 +21,7 @@ use rustix::{
 use super::process::{Signal, wait_until};
 
 /// How long anything may take to be seen, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A program that runs on a terminal of its own. Dropping it kills the program.
 pub struct Terminal {

@@ -16,7 +16,7 @@ use super::super::limits::Bounds;
 use super::*;
 use crate::message::{Enforcer, LimitsApplied, SignalName};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 
 /// What the kernel puts into a new group.
 fn fill(group: &Path, files: &[(&str, &str)]) {

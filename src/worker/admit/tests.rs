@@ -25,10 +25,10 @@ fn envelope(body: &Value) -> Envelope {
 
 #[tokio::test]
 async fn a_plan_tells_when_it_is_too_late() {
-    let expires_at = Timestamp::now() + Duration::from_millis(30);
+    let now = Timestamp::now();
     let pool = pool();
-    let body = envelope(&json!({"command": ["true"], "expires_at": expires_at}));
-    let Admission::Run(plan) = admit(&pool, &body, false, Timestamp::now()).1 else {
+    let body = envelope(&json!({"command": ["true"], "expires_at": now + Duration::from_millis(30)}));
+    let Admission::Run(plan) = admit(&pool, &body, false, now).1 else {
         panic!("it is early enough");
     };
     plan.expiry().await;
