@@ -33,7 +33,11 @@ use synthex::transport::memory::Memory;
 async fn amqp() -> (Amqp, Vhost) {
     let vhost = Broker::shared().await.vhost().await;
     let addresses = Addresses::parse(&vhost.url()).expect("the broker's own address");
-    (Amqp::new(AmqpConfig::new(addresses)), vhost)
+    let config = AmqpConfig {
+        connect_timeout: bench::PATIENCE,
+        ..AmqpConfig::new(addresses)
+    };
+    (Amqp::new(config), vhost)
 }
 
 /// Makes two tests of each function that is named: a function left out is dead code, and so an error.

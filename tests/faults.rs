@@ -62,8 +62,16 @@ use synthex::transport::memory::Memory;
 /// A transport to a virtual host that nobody else uses.
 async fn amqp() -> (Amqp, Vhost) {
     let vhost = Broker::shared().await.vhost().await;
+    (transport(&vhost), vhost)
+}
+
+/// A transport to a virtual host, which waits for its broker as long as a test does.
+fn transport(vhost: &Vhost) -> Amqp {
     let addresses = Addresses::parse(&vhost.url()).expect("the broker's own address");
-    (Amqp::new(AmqpConfig::new(addresses)), vhost)
+    Amqp::new(AmqpConfig {
+        connect_timeout: rig::PATIENCE,
+        ..AmqpConfig::new(addresses)
+    })
 }
 
 /// Makes two tests of each function that is named: a function left out is dead code, and so an error.

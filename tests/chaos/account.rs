@@ -13,12 +13,12 @@ use crate::jobs::Kind;
 use crate::support::proxy::Loss;
 
 /// From the end of a run to the moment when the broker has applied its ack: a result has to be confirmed before, by a
-/// broker that may stand still for some seconds.
-const SETTLING: Duration = Duration::from_secs(5);
+/// broker that may stand still for some seconds, on a machine where anything may be ten seconds late.
+const SETTLING: Duration = Duration::from_secs(20);
 
 /// From the moment when a worker had a job to the line that its command wrote, when it is not to wait for a slot: what
-/// lost its connection in between may start all the same.
-const STARTING: Duration = Duration::from_secs(2);
+/// lost its connection in between may start all the same. As above, on a busy machine.
+const STARTING: Duration = Duration::from_secs(15);
 
 /// Problems that are shown, of each sort.
 const SHOWN: usize = 10;
@@ -164,7 +164,9 @@ impl Account {
         if attempts.len() < results.len() && !is_excused {
             wrong("with different results of one attempt", words(results));
         }
-        if kind.is_noted() && !attempts.is_subset(&noted) {
+        // One with so little time may be over before its shell has written a line.
+        let has_time = kind != Kind::TimesOut;
+        if kind.is_noted() && has_time && !attempts.is_subset(&noted) {
             wrong(
                 "with results of attempts that never started",
                 format!("{starts:?} {}", words(results)),

@@ -32,9 +32,6 @@ pub const MARK: &str = "SYNTHEX_TEST_MARK";
 /// How long anything may take that has to come, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How long a fault waits for jobs to be under way.
-const WARM: Duration = Duration::from_secs(5);
-
 /// RabbitMQ counts what is in a quorum queue every five seconds.
 const COUNTING: Duration = Duration::from_secs(6);
 
@@ -77,10 +74,15 @@ impl World {
         let broker = Broker::start().await;
         let vhost = broker.vhost().await;
         let addresses = Addresses::parse(&vhost.url()).expect("the broker's own address");
-        let (amqp, names) = (Amqp::new(AmqpConfig::new(addresses)), Names::new("synthex"));
-        amqp.declare(&topology(&names), Declare::Active)
-            .await
-            .expect("an empty broker");
+        let (config, names) = (AmqpConfig::new(addresses), Names::new("synthex"));
+        // Whoever comes later tries again.
+        let patient = Amqp::new(AmqpConfig {
+            connect_timeout: PATIENCE,
+            ..config.clone()
+        });
+        let declared = patient.declare(&topology(&names), Declare::Active).await;
+        declared.expect("an empty broker");
+        let amqp = Amqp::new(config);
 
         let folder = tempfile::tempdir().unwrap();
         let mark = JobId::random().to_string();
@@ -119,7 +121,7 @@ impl World {
         let some = seen + random.between(1, first.min(10));
         self.producer.publish(first, &mut of_jobs).await;
         let happening = async {
-            let begun = eventually(WARM, "jobs end", || self.stage.collector.count() >= some);
+            let begun = eventually(PATIENCE, "jobs end", || self.stage.collector.count() >= some);
             begun.await;
             fault.happen(&mut self.stage, random).await;
         };
@@ -206,8 +208,8 @@ impl World {
         }
     }
 
-    /// Waits until nothing is queued but dead letters, and gives what is: after [`PATIENCE`] without a result, whatever it
-    /// is.
+    /// Waits until nothing is queued but dead letters, and every confirmed job has its end; gives what is queued: after
+    /// [`PATIENCE`] without a result, whatever it is.
     async fn drained(&self) -> Vec<(String, usize)> {
         let mut deadline = Instant::now() + PATIENCE;
         let (mut queued, mut empty_since, mut seen) = (Vec::new(), None, 0);
@@ -217,13 +219,18 @@ impl World {
                 (seen, deadline) = (count, Instant::now() + PATIENCE);
             }
             queued = self.queued().await;
-            let is_empty = queued.iter().all(|(queue, _)| *queue == self.names.dead());
+            let is_empty = queued.iter().all(|(queue, _)| *queue == self.names.dead()) && self.all_ended();
             empty_since = empty_since.filter(|_| is_empty).or(is_empty.then(Instant::now));
             if empty_since.is_some_and(|since| since.elapsed() > COUNTING) {
                 break;
             }
         }
         queued
+    }
+
+    fn all_ended(&self) -> bool {
+        let mut confirmed = self.producer.confirmed.keys();
+        confirmed.all(|id| self.stage.collector.has_end(id))
     }
 
     /// Queues that are not empty, with what is in them or in somebody's hands.

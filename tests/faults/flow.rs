@@ -14,7 +14,7 @@ use synthex::worker::orders::Orders;
 
 use crate::orders::cancel;
 use crate::rig::{Live, Rig, ends};
-use crate::support::faulty::{Faulty, PublishFault, results};
+use crate::support::faulty::{Faulty, Gate, PublishFault, results};
 
 fn rate(count: u32, per: Duration, burst: u32) -> Rate {
     Rate {
@@ -192,9 +192,10 @@ pub async fn a_command_that_can_never_be_started_has_its_result_in_the_end<T: Tr
 
 pub async fn while_the_broker_takes_nothing_one_result_tries_for_all<T: Transport>(rig: Rig<T>) {
     const JOBS: usize = 8;
-    let transport = Faulty::new(rig.broker.clone());
-    // All at first, and the first that tries for all.
+    let (transport, gate) = (Faulty::new(rig.broker.clone()), Gate::default());
+    // All at first, and the first that tries for all. The next one waits until the test has seen what it has to see.
     transport.on_publish(results, 1..=JOBS + 1, PublishFault::UnknownLost);
+    transport.on_publish(results, JOBS + 2..=JOBS + 2, PublishFault::HangsBefore(gate.clone()));
     for id in ids(JOBS) {
         rig.publish(&id, &rig.gated("gate")).await;
     }
@@ -208,6 +209,7 @@ pub async fn while_the_broker_takes_nothing_one_result_tries_for_all<T: Transpor
     assert!(tried <= JOBS + 1, "{tried} tried, though the broker took none");
     let on_disk = |event: &Event| matches!(event, Event::OutboxChanged { records: JOBS, .. });
     live.observer.wait_for("all are on disk", on_disk).await;
+    gate.open();
 
     let results = rig.wait_for_ends(ids(JOBS)).await;
     assert!(results.values().all(|results| ends(results) == [(1, Succeeded)]));

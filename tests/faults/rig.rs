@@ -529,10 +529,7 @@ impl<T: Transport> Rig<T> {
             assert_eq!(stopped.metric(gauge), 0.0, "{gauge}");
         }
         // Killed and reaped by then, all but what the kernel still has to take apart.
-        eventually(Duration::from_secs(5), "no process is left", || {
-            self.processes().is_empty()
-        })
-        .await;
+        eventually(PATIENCE, "no process is left", || self.processes().is_empty()).await;
     }
 
     /// The command lines of all processes that belong to jobs of this test.
@@ -679,7 +676,7 @@ pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
 /// Waits until tasks that were aborted have ended.
 async fn all_ended(tasks: &TaskAccounts) {
     let all_ended = || tasks.snapshot().iter().all(has_ended);
-    eventually(Duration::from_secs(10), "aborted tasks end", all_ended).await;
+    eventually(PATIENCE, "aborted tasks end", all_ended).await;
 }
 
 fn has_ended(task: &TaskStats) -> bool {

@@ -152,8 +152,8 @@ fn peak(pid: u32) -> u64 {
     kibibytes.unwrap_or_default() * 1024
 }
 
-/// Asks a keeper for a command with stdout and stderr, an environment, and a second of time.
-fn start_packet(program: &str) -> Vec<u8> {
+/// Asks a keeper for a command with stdout and stderr, an environment, and so many seconds of time.
+fn start_packet(program: &str, seconds: u8) -> Vec<u8> {
     let block = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
     [
         vec![0],                           // the command is in the packet
@@ -163,7 +163,7 @@ fn start_packet(program: &str) -> Vec<u8> {
         block("C=d\0"),                    // and its own part
         block("/\0"),                      // its directory
         vec![0],                           // no warning
-        vec![1, 0],                        // the timeout, seconds and nanoseconds
+        vec![seconds, 0],                  // the timeout, with its nanoseconds
         block("TERM"),
         vec![1, 0], // the grace
         vec![0],    // leftovers are killed
@@ -177,7 +177,7 @@ fn start_packet(program: &str) -> Vec<u8> {
 /// Whether a keeper is there to run a command; if it is, checks that it says that it has ended.
 fn runs_a_command(keeper: &OwnedFd) -> bool {
     let null = File::options().write(true).open("/dev/null").unwrap();
-    send(keeper, &start_packet("/bin/true"), &[null.as_fd(); 2]);
+    send(keeper, &start_packet("/bin/true", 60), &[null.as_fd(); 2]);
     let Some((answer, _)) = receive(keeper) else {
         return false;
     };
@@ -223,8 +223,8 @@ fn a_spawner_that_is_told_garbage_goes_on_or_ends_and_leaves_nothing() {
 #[test]
 fn a_keeper_that_is_told_garbage_answers_or_ends_and_its_spawner_goes_on() {
     let good = vec![
-        start_packet("/bin/true"),
-        start_packet("/bin/true"),
+        start_packet("/bin/true", 1),
+        start_packet("/bin/true", 1),
         vec![1, 20],
         vec![2],
     ];
