@@ -19,11 +19,27 @@ fn detach(fleet: &Fleet, args: &[&str]) -> String {
     detached.stdout.trim().to_owned()
 }
 
+/// Waits until the broker has counted what was said of so many batches, that they begin and that all is submitted. It is
+/// seconds late, and who reads the log waits only a moment for what is not counted.
+fn are_known(fleet: &Fleet, batches: u32) {
+    wait_until(PATIENCE, "what was said of the batches is counted", || {
+        fleet.queue("batches").is_some_and(|log| log.messages >= 2 * batches)
+    });
+}
+
+/// Waits until it is known how many items of a batch ended in which way.
+fn is_finished(fleet: &Fleet, id: &str, finished: &Value) {
+    wait_until(PATIENCE, &format!("these have ended: {finished}"), || {
+        status(fleet, id)["finished"] == *finished
+    });
+}
+
 #[test]
 fn a_detached_batch_is_followed_fetched_and_gone() {
     let fleet = Fleet::new();
     fleet.declare();
     let id = detach(&fleet, &["--range", "1-30", "--", "sh", "-c", "test {} != 7"]);
+    are_known(&fleet, 1);
     let before = status(&fleet, &id);
     assert_eq!(
         (&before["total"], &before["submitted"], &before["ended"]),
@@ -52,15 +68,12 @@ fn a_detached_batch_is_followed_fetched_and_gone() {
     let ended = results(&fleet.read("r.jsonl"));
     assert_eq!((ended.len(), &ended[&(7, 1)]["status"]), (30, &json!("failed")));
     assert_eq!(fleet.queue(&format!("batch.{id}")), None);
-    let gone = fleet.batch(&["results", &id]).run().expect_code(0);
-    assert_eq!(
-        (&*gone.stdout, &*gone.stderr),
-        (
-            "",
-            "synthex: no results wait: 30 were taken before: 29 succeeded, 1 failed\n"
-        )
-    );
-    assert_eq!(status(&fleet, &id)["finished"], json!({"succeeded": 29, "failed": 1}));
+    wait_until(PATIENCE, "it is known what was taken", || {
+        let gone = fleet.batch(&["results", &id]).run().expect_code(0);
+        assert_eq!(gone.stdout, "");
+        gone.stderr == "synthex: no results wait: 30 were taken before: 29 succeeded, 1 failed\n"
+    });
+    is_finished(&fleet, &id, &json!({"succeeded": 29, "failed": 1}));
     fleet.batch(&["wait", &id]).run().expect_code(3);
 
     let unknown = fleet.batch(&["status", "nobody"]).run().expect_code(2);
@@ -78,6 +91,7 @@ fn results_are_fetched_in_parts() {
     let folder = fleet.folder.path().to_str().unwrap();
     let script = "test {} = 1 || while [ ! -e go ]; do sleep 0.01; done";
     let id = detach(&fleet, &["--cwd", folder, "--range", "1-3", "--", "sh", "-c", script]);
+    are_known(&fleet, 1);
     fleet.waits_for(&format!("batch.{id}"), 1);
     let seen = fleet.batch(&["results", &id]).run().expect_code(0);
     assert_eq!(results(&seen.stdout).into_keys().collect::<Vec<_>>(), [(1, 1)]);
@@ -86,12 +100,12 @@ fn results_are_fetched_in_parts() {
     take("first.jsonl");
     let items = |file: &str| results(&fleet.read(file)).into_keys().collect::<Vec<_>>();
     assert_eq!(items("first.jsonl"), [(1, 1)]);
-    assert_eq!(status(&fleet, &id)["finished"], json!({"succeeded": 1}));
+    is_finished(&fleet, &id, &json!({"succeeded": 1}));
     std::fs::write(fleet.path("go"), "").unwrap();
     fleet.batch(&["wait", &id]).run().expect_code(0);
     take("rest.jsonl");
     assert_eq!(items("rest.jsonl"), [(2, 1), (3, 1)]);
-    assert_eq!(status(&fleet, &id)["ended"], true);
+    wait_until(PATIENCE, "it has ended", || status(&fleet, &id)["ended"] == true);
 }
 
 #[test]
@@ -100,6 +114,7 @@ fn a_batch_is_cancelled_as_a_whole() {
     let _worker = fleet.worker(2);
     let id = detach(&fleet, &["--range", "1-20", "--", "sleep", "300"]);
     let other = detach(&fleet, &["--range", "1-2", "--", "true"]);
+    are_known(&fleet, 2);
     fleet.batch(&["cancel", &id]).run().expect_code(0);
     fleet.batch(&["wait", &id]).run().expect_code(3);
     assert_eq!(status(&fleet, &id)["finished"], json!({"cancelled": 20}));
@@ -108,6 +123,7 @@ fn a_batch_is_cancelled_as_a_whole() {
     std::fs::write(fleet.path("none.jsonl"), "").unwrap();
     let none = fleet.batch(&["--detach", "none.jsonl"]).run().expect_code(0);
     assert_eq!(none.stderr, "synthex: no jobs\n");
+    are_known(&fleet, 3);
     fleet.batch(&["wait", none.stdout.trim()]).run().expect_code(0);
 }
 

@@ -16,7 +16,7 @@ use crate::support::cli::{Cli, Running};
 use crate::support::process::wait_until;
 
 /// How long anything may take that has to come, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 pub struct Fleet {
     url: String,
@@ -55,7 +55,9 @@ impl Fleet {
     }
 
     pub fn batch(&self, args: &[&str]) -> Cli {
-        self.synthex(&[&["batch"], args].concat())
+        let options = args.iter().position(|arg| *arg == "--").unwrap_or(args.len());
+        let (options, command) = args.split_at(options);
+        self.synthex(&[&["batch"], options, &["--connect-timeout", "50s"], command].concat())
     }
 
     /// A worker of the default pool that consumes.
@@ -81,7 +83,9 @@ impl Fleet {
     pub fn queue(&self, name: &str) -> Option<QueueDepth> {
         let (url, name) = (self.url.clone(), format!("{}.{name}", self.namespace));
         block_on(async move {
-            let broker = Amqp::new(AmqpConfig::new(Addresses::parse(&url).unwrap()));
+            let mut config = AmqpConfig::new(Addresses::parse(&url).unwrap());
+            config.connect_timeout = PATIENCE;
+            let broker = Amqp::new(config);
             let depth = broker.queue_depth(&name).await.unwrap();
             broker.close().await;
             depth

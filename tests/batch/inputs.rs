@@ -235,7 +235,9 @@ fn a_pipe_that_never_ends_is_run_as_it_comes() {
     }
     drop(pipe);
     let done = running.wait().expect_code(0);
-    assert_eq!(done.stderr, "synthex: 3 jobs: 3 succeeded\n");
+    let mut told: Vec<&str> = done.stderr.lines().collect();
+    told.retain(|line| !line.contains(" done, ")); // progress, if it took long
+    assert_eq!(told, ["synthex: 3 jobs: 3 succeeded"]);
 }
 
 pub fn make_pipe(path: &Path) {

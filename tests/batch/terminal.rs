@@ -202,7 +202,8 @@ fn a_terminal_that_can_only_write_lines_gets_lines() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("go"), "").unwrap();
     let args = ["run", "--keep-order", "--range", "1-2", "--", "sh", "-c", HALF];
-    let (_, lines, written) = OnTerminal::start(folder.path(), &[("TERM", "dumb"), ("NO_COLOR", "1")], &args).end();
+    let (_, mut lines, written) = OnTerminal::start(folder.path(), &[("TERM", "dumb"), ("NO_COLOR", "1")], &args).end();
+    lines.retain(|line| !line.contains(" done, ")); // progress, if it took long
     assert_eq!(lines, ["job 1", "job 2", "synthex: 2 jobs: 2 succeeded"]);
     assert!(!written.contains('\x1b'), "{written:?}");
 }

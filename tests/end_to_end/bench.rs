@@ -2,13 +2,14 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::fs;
 use std::future::Future;
 use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -20,7 +21,13 @@ use crate::support::cli::{Cli, Finished, Running};
 use crate::support::process::{Signal, alive_with_env, wait_until};
 
 /// How long anything may take that has to come, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The subcommands that give up when the broker does not answer.
+const CLIENTS: [&str; 14] = [
+    "batch", "cancel", "dead", "doctor", "drain", "explain", "jobs", "logs", "pause", "pools", "resume", "submit",
+    "top", "workers",
+];
 
 /// Names of a test's own on a broker, and a client to look at them.
 pub struct Bench {
@@ -81,9 +88,16 @@ impl Bench {
         path.to_str().expect("a temporary path is text").to_owned()
     }
 
-    /// The `synthex` of this build, told of the broker by its environment.
+    /// The `synthex` of this build, told of the broker by its environment, and as patient as a test.
     pub fn synthex(&self, args: &[&str]) -> Cli {
-        Cli::new(args)
+        let is_client = matches!(args, ["config", "apply", ..]) || CLIENTS.contains(args.first().unwrap_or(&""));
+        let options = args.iter().position(|arg| *arg == "--").unwrap_or(args.len());
+        let (options, command) = args.split_at(options);
+        let patience: &[&str] = match is_client && !options.contains(&"--connect-timeout") {
+            true => &["--connect-timeout", "50s"],
+            false => &[],
+        };
+        Cli::new([options, patience, command].concat())
             .env("SYNTHEX_AMQP_URL", &self.url)
             .env("SYNTHEX_NAMESPACE", &self.namespace)
     }
@@ -224,9 +238,10 @@ pub struct Rabbit {
 impl Rabbit {
     pub fn connect(url: &str) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/producers/client_pika.py");
+        let url = format!("{url}?socket_timeout=60&stack_timeout=60"); // pika's are 10 s and 15 s
         let mut child = Command::new(python())
             .arg(script)
-            .args(["--url", url])
+            .args(["--url", &url])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -433,6 +448,27 @@ pub fn assert_has(found: &Value, wanted: &Value) {
     let wanted = wanted.as_object().expect("the wanted fields are an object");
     let same: Map<String, Value> = wanted.keys().map(|name| (name.clone(), found[name].clone())).collect();
     assert_eq!(&same, wanted, "in {found:#}");
+}
+
+/// Whether `found` has the fields of `wanted`.
+pub fn has(found: &Value, wanted: &Value) -> bool {
+    let wanted = wanted.as_object().expect("the wanted fields are an object");
+    wanted.iter().all(|(name, value)| found[name] == *value)
+}
+
+/// Asks again until the answer is as wanted, and gives it: who answers too late is not heard.
+#[track_caller]
+pub fn ask_until<T: Debug>(ask: impl Fn() -> T, is_wanted: impl Fn(&T) -> bool) -> T {
+    let (begun, mut answer) = (Instant::now(), ask());
+    wait_until(2 * PATIENCE, "an answer as wanted", || {
+        let is_enough = is_wanted(&answer) || begun.elapsed() > PATIENCE;
+        if !is_enough {
+            answer = ask();
+        }
+        is_enough
+    });
+    assert!(is_wanted(&answer), "no other answer than {answer:#?}");
+    answer
 }
 
 /// Runs a future of the support modules, which wait on threads of their own.

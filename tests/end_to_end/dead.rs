@@ -219,12 +219,11 @@ fn a_broker_without_dead_letters_is_told_from_one_that_is_not_there() {
     assert!(!away.stderr.contains("hush"), "{}", away.stderr);
 }
 
-#[test]
-fn a_retry_that_is_killed_loses_no_job() {
+/// Retries dead letters with these ids, and kills that; `None` where it was done first.
+fn killed_in_the_middle(ids: &BTreeSet<String>) -> Option<(Bench, Finished)> {
     let bench = Bench::new();
     bench.synthex(&["config", "apply"]).run().expect_code(0);
-    let ids: BTreeSet<String> = (0..200).map(|number| format!("job-{number}")).collect();
-    for id in &ids {
+    for id in ids {
         let properties = json!({"message_id": id, "delivery_mode": 2, "headers": {"x-synthex-reason": "failed"}});
         bench.rabbit.publish(
             &bench.named("dead"),
@@ -237,10 +236,18 @@ fn a_retry_that_is_killed_loses_no_job() {
     retrying.wait_for_stdout_line(|line| line.contains("job-"));
     retrying.signal(Signal::KILL);
     let killed = retrying.wait();
-    assert_eq!(killed.signal, Some(9), "it was to be killed in the middle: {killed:#?}");
+    assert!(killed.code == Some(0) || killed.signal == Some(9), "{killed:#?}");
     let there = || bench.ready("dead") + bench.ready("jobs.default");
     wait_until(PATIENCE, "each job is a dead letter or submitted", || there() >= 200);
+    (bench.ready("dead") > 0).then_some((bench, killed))
+}
 
+#[test]
+fn a_retry_that_is_killed_loses_no_job() {
+    let ids: BTreeSet<String> = (0..200).map(|number| format!("job-{number}")).collect();
+    let tried = (0..10).find_map(|_| killed_in_the_middle(&ids));
+    let (bench, killed) = tried.expect("one of them is killed in the middle");
+    assert_eq!(killed.signal, Some(9), "{killed:#?}");
     let id = |message: &crate::bench::Received| message.property("message_id").to_owned();
     let letters: BTreeSet<String> = listed(&bench).into_iter().collect();
     let jobs: Vec<String> = (0..bench.ready("jobs.default"))
@@ -249,7 +256,7 @@ fn a_retry_that_is_killed_loses_no_job() {
     let submitted: BTreeSet<String> = jobs.iter().cloned().collect();
     assert!(
         !letters.is_empty() && !submitted.is_empty(),
-        "it was to be killed in the middle"
+        "it was killed in the middle"
     );
     assert_eq!(submitted.len(), jobs.len(), "no job was submitted twice");
     assert_eq!(letters.union(&submitted).cloned().collect::<BTreeSet<_>>(), ids);

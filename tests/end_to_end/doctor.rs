@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, block_on};
+use crate::bench::{Bench, ask_until, block_on};
 use crate::fleet::assert_described;
 
 const PASSWORD: &str = "hunter2";
@@ -43,7 +43,10 @@ fn all_is_well_beside_a_worker_and_nothing_is_left_behind() {
         block_on(broker.eval(&format!("{{lists:sort({queues}), lists:sort({exchanges})}}.")))
     };
     let before = all();
-    let found = findings(&bench, &[], 0);
+    let found = ask_until(
+        || findings(&bench, &[], 0),
+        |found| format!("{found:?}").contains("the clock of worker "),
+    );
     let is = |check: &str, severity: &str, part: &str| {
         let mut of = found.iter().filter(|finding| finding["check"] == check);
         let fits = of.any(|finding| {

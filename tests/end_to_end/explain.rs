@@ -3,16 +3,23 @@
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Gate, assert_has};
+use crate::bench::{Bench, Gate, ask_until, assert_has, has};
 use crate::fleet::assert_described;
+use crate::support::cli::Finished;
 
-/// What is said of a job, with the exit code.
-fn explained(bench: &Bench, args: &[&str], code: i32) -> Value {
+/// What is said of a job once that has these fields, with the exit code.
+#[track_caller]
+fn explained(bench: &Bench, args: &[&str], code: i32, wanted: &Value) -> Value {
     let args = [&["explain", "--json", "--wait", "600ms"], args].concat();
-    let said = bench.synthex(&args).run().expect_code(code);
-    let lines = said.json_lines();
-    assert_described(&lines[0], "Explanation");
-    lines[0].clone()
+    let is_wanted = |said: &Finished| {
+        let lines = said.json_lines();
+        said.code == Some(code) && lines.first().is_some_and(|explanation| has(explanation, wanted))
+    };
+    let said = ask_until(|| bench.synthex(&args).run(), is_wanted)
+        .json_lines()
+        .remove(0);
+    assert_described(&said, "Explanation");
+    said
 }
 
 fn in_an_hour() -> String {
@@ -42,25 +49,15 @@ fn a_job_is_found_wherever_a_worker_or_the_broker_has_it() {
     bench.send("default", "queued", &json!({"command": ["true"]}));
     bench.waits_for("jobs.default", 1);
 
-    let running = explained(&bench, &[&runs], 0);
-    assert_has(
-        &running,
-        &json!({"verdict": "running", "pool": "default", "attempt": 1}),
-    );
+    let wanted = json!({"verdict": "running", "pool": "default", "attempt": 1});
+    let running = explained(&bench, &[&runs], 0, &wanted);
     assert!(running["deadline"].is_string());
-    assert_has(
-        &explained(&bench, &["waits"], 0),
-        &json!({"verdict": "waits_for_slot", "running": 1}),
-    );
-    assert_has(
-        &explained(&bench, &["done"], 0),
-        &json!({"verdict": "finished", "status": "succeeded"}),
-    );
-    let dead = explained(&bench, &["wrong"], 0);
-    assert_has(
-        &dead,
-        &json!({"verdict": "dead", "reason": "rejected", "pool": "default"}),
-    );
+    let wanted = json!({"verdict": "waits_for_slot", "running": 1});
+    explained(&bench, &["waits"], 0, &wanted);
+    let wanted = json!({"verdict": "finished", "status": "succeeded"});
+    explained(&bench, &["done"], 0, &wanted);
+    let wanted = json!({"verdict": "dead", "reason": "rejected", "pool": "default"});
+    let dead = explained(&bench, &["wrong"], 0, &wanted);
     assert!(
         dead["error"].as_str().is_some_and(|error| error.contains("comand")),
         "{dead}"
@@ -85,18 +82,16 @@ fn a_job_is_found_wherever_a_worker_or_the_broker_has_it() {
 }
 
 fn those_that_wait_are_found(bench: &Bench) {
-    let delayed = explained(bench, &["later"], 0);
-    assert_has(&delayed, &json!({"verdict": "delayed", "pool": "default"}));
+    let wanted = json!({"verdict": "delayed", "pool": "default"});
+    let delayed = explained(bench, &["later"], 0, &wanted);
     assert!(delayed["until"].is_string(), "{delayed}");
     bench.synthex(&["cancel", "later"]).run().expect_code(0);
-    let cancelled = explained(bench, &["later"], 0);
-    assert_has(&cancelled, &json!({"verdict": "delayed"}));
+    bench.waits_for("control.log", 1);
+    let cancelled = explained(bench, &["later"], 0, &wanted);
     let message = cancelled["message"].as_str().unwrap_or_default();
     assert!(message.contains("it is cancelled since "), "{message}");
-    assert_has(
-        &explained(bench, &["queued"], 0),
-        &json!({"verdict": "slots_busy", "ready": 1, "slots": 1}),
-    );
+    let wanted = json!({"verdict": "slots_busy", "ready": 1, "slots": 1});
+    explained(bench, &["queued"], 0, &wanted);
 }
 
 #[test]
@@ -104,15 +99,15 @@ fn a_look_into_a_delay_neither_loses_nor_counts_a_job() {
     let bench = Bench::new();
     let worker = bench.worker(&[]);
     bench.listen();
-    let at = Timestamp::now() + SignedDuration::from_secs(7);
+    let at = Timestamp::now() + SignedDuration::from_secs(30);
     bench.send(
         "default",
         "soon",
         &json!({"command": ["true"], "not_before": at.to_string()}),
     );
-    bench.waits_for("delay.5s", 1);
+    bench.waits_for("delay.20s", 1);
     for id in ["another", "third"] {
-        explained(&bench, &[id], 1); // through that queue, and past this job
+        explained(&bench, &[id], 1, &json!({})); // through that queue, and past this job
     }
     let reply = bench.reply().json();
     assert_has(&reply, &json!({"job_id": "soon", "status": "succeeded", "attempt": 1}));
@@ -129,22 +124,20 @@ fn a_queue_that_nobody_serves_or_that_is_paused_is_told_with_its_remedy() {
         .rabbit
         .call(json!({"do": "declare", "queue": bench.named("my-replies")}));
     bench.send("p", "job", &json!({"command": ["true"]}));
-    let explain = |code| explained(&bench, &["job", "--pool", "p"], code);
-    assert_has(&explain(0), &json!({"verdict": "no_consumer", "pool": "p", "ready": 1}));
+    let explain = |wanted: &Value| explained(&bench, &["job", "--pool", "p"], 0, wanted);
+    explain(&json!({"verdict": "no_consumer", "pool": "p", "ready": 1}));
 
     bench.synthex(&["pause", "p"]).run().expect_code(0);
-    let paused = explain(0);
-    assert_has(&paused, &json!({"verdict": "paused", "remedy": "`synthex resume p`"}));
+    bench.waits_for("control.log", 1);
+    let paused = explain(&json!({"verdict": "paused", "remedy": "`synthex resume p`"}));
     assert!(paused["since"].is_string() && paused["by"].is_string(), "{paused}");
-    let submitted = bench
-        .synthex(&["submit", "--pool", "p", "--", "true"])
-        .run()
-        .expect_code(0);
-    let words = "pool \"p\" is paused since ";
-    assert!(
-        submitted.stderr.contains(words) && submitted.stderr.contains("`synthex resume p`"),
-        "{}",
-        submitted.stderr
+    // It has little time to look for that.
+    ask_until(
+        || {
+            let submit = bench.synthex(&["submit", "--pool", "p", "--", "true"]);
+            submit.run().expect_code(0).stderr
+        },
+        |told| told.contains("pool \"p\" is paused since ") && told.contains("`synthex resume p`"),
     );
     let doctor = bench.synthex(&["doctor", &pool, "--json", "--wait", "300ms"]).run();
     let found = doctor.expect_code(0).json_lines();
@@ -152,11 +145,10 @@ fn a_queue_that_nobody_serves_or_that_is_paused_is_told_with_its_remedy() {
     assert!(found.iter().any(is_note), "{found:#?}");
 
     bench.synthex(&["cancel", "job"]).run().expect_code(0);
-    assert_has(&explain(0), &json!({"verdict": "cancelled"}));
-    assert_has(
-        &explained(&bench, &["other", "--pool", "nobody"], 0),
-        &json!({"verdict": "no_queue", "pool": "nobody"}),
-    );
+    bench.waits_for("control.log", 2);
+    explain(&json!({"verdict": "cancelled"}));
+    let wanted = json!({"verdict": "no_queue", "pool": "nobody"});
+    explained(&bench, &["other", "--pool", "nobody"], 0, &wanted);
     // In words, and the remedy on stderr.
     let said = bench
         .synthex(&["explain", "another", "--pool", "p", "--wait", "600ms"])
@@ -179,10 +171,12 @@ fn an_id_that_nobody_knows_brings_the_nearest_to_mind() {
     let gate = Gate::new(&bench, &runs);
     bench.send("default", &runs, &gate.job());
     gate.started();
-    let unknown = explained(&bench, &[&format!("{}x", &runs[..runs.len() - 1])], 1);
-    assert_has(&unknown, &json!({"verdict": "unknown"}));
-    let message = unknown["message"].as_str().expect("it is text");
-    assert!(message.contains(&format!("did you mean {runs:?}?")), "{message}");
+    let slip = format!("{}x", &runs[..runs.len() - 1]);
+    let hint = format!("did you mean {runs:?}?");
+    ask_until(
+        || explained(&bench, &[&slip], 1, &json!({"verdict": "unknown"})),
+        |unknown| unknown["message"].as_str().expect("it is text").contains(&hint),
+    );
     gate.open();
     worker.stop();
 }

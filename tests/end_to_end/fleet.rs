@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Gate, assert_has};
+use crate::bench::{Bench, Gate, ask_until, assert_has};
 use crate::support::schema;
 
 /// Whether `synthex schema fleet` describes a value as this one of its kinds.
@@ -15,6 +15,12 @@ pub fn assert_described(value: &Value, kind: &str) {
 fn json(bench: &Bench, args: &[&str]) -> Vec<Value> {
     let args = [args, &["--json"]].concat();
     bench.synthex(&args).run().expect_code(0).json_lines()
+}
+
+/// What it prints once that is so many lines.
+#[track_caller]
+fn rows(bench: &Bench, args: &[&str], count: usize) -> Vec<Value> {
+    ask_until(|| json(bench, args), |rows| rows.len() == count)
 }
 
 #[test]
@@ -40,16 +46,13 @@ fn pools_workers_and_jobs_are_listed_and_none_of_a_commands_secrets() {
     }
     bench.waits_for("jobs.default", 2);
 
-    let pools = json(&bench, &["pools", "--wait", "600ms"]);
-    assert_eq!(pools.len(), 1, "{pools:?}");
+    let pool = json!({"pool": "default", "ready": 2, "unacked": 2, "running": 1, "slots": 1, "workers": 1,
+        "consuming": 1, "paused": false, "finished": {"failed": 1}});
+    let pools = rows(&bench, &["pools", "--wait", "600ms"], 1);
     assert_described(&pools[0], "PoolRow");
-    assert_has(
-        &pools[0],
-        &json!({"pool": "default", "ready": 2, "unacked": 2, "running": 1, "slots": 1, "workers": 1, "consuming": 1,
-            "paused": false, "finished": {"failed": 1}}),
-    );
+    assert_has(&pools[0], &pool);
 
-    let jobs = json(&bench, &["jobs", "--wait", "600ms"]);
+    let jobs = rows(&bench, &["jobs", "--wait", "600ms"], 2);
     let ids: Vec<&str> = jobs.iter().filter_map(|job| job["id"].as_str()).collect();
     assert_eq!(ids, [id.as_str(), "waits"], "those that run come first");
     jobs.iter().for_each(|job| assert_described(job, "JobRow"));
@@ -62,17 +65,21 @@ fn pools_workers_and_jobs_are_listed_and_none_of_a_commands_secrets() {
         &jobs[1],
         &json!({"state": "waiting", "program": "/usr/bin/env", "started_at": null}),
     );
-    let waiting = json(&bench, &["jobs", "--state", "waiting", "--wait", "600ms"]);
-    assert_eq!(waiting.len(), 1);
-    let of = |worker: &str| json(&bench, &["jobs", "--worker", worker, "--wait", "600ms"]).len();
-    assert_eq!(of(jobs[0]["worker"].as_str().expect("it is named")), 2);
+    rows(&bench, &["jobs", "--state", "waiting", "--wait", "600ms"], 1);
+    let name = jobs[0]["worker"].as_str().expect("it is named");
+    let of_worker = ["jobs", "--json", "--worker", name, "--wait", "600ms"];
+    ask_until(
+        || bench.synthex(&of_worker).run(),
+        |answer| answer.code == Some(0) && answer.json_lines().len() == 2,
+    );
 
-    let workers = json(&bench, &["workers", "--wait", "600ms"]);
+    let workers = rows(&bench, &["workers", "--wait", "600ms"], 1);
     assert_described(&workers[0], "WorkerState");
-    let snapshot = json(&bench, &["top", "--once", "--interval", "100ms"]);
+    let snapshot = ask_until(
+        || json(&bench, &["top", "--once", "--interval", "100ms"]),
+        |seen| seen[0]["jobs"].as_array().map(Vec::len) == Some(2) && seen[0]["pools"][0]["rate"] == 0.0,
+    );
     assert_described(&snapshot[0], "Snapshot");
-    assert_eq!(snapshot[0]["pools"][0]["rate"], 0.0);
-    assert_eq!(snapshot[0]["jobs"].as_array().map(Vec::len), Some(2));
     assert!(!format!("{jobs:?}{snapshot:?}").contains("hunter2"), "{jobs:?}");
 
     the_table_is_plain(&bench, &id);
@@ -82,17 +89,15 @@ fn pools_workers_and_jobs_are_listed_and_none_of_a_commands_secrets() {
 
 /// `top --once`, with the job that runs and its pool.
 fn the_table_is_plain(bench: &Bench, id: &str) {
-    let table = bench
-        .synthex(&["top", "--once", "--interval", "100ms"])
-        .run()
-        .expect_code(0)
-        .stdout;
-    for row in [
+    let top = || bench.synthex(&["top", "--once", "--interval", "100ms"]).run();
+    let rows = [
         format!("{:width$}  default  running", id, width = id.len()),
         "default  consuming  2      2        1/1      1        1      1       0.0/s".to_owned(),
-    ] {
-        assert!(table.contains(&row), "no {row:?} in\n{table}");
-    }
+    ];
+    let table = ask_until(
+        || top().expect_code(0).stdout,
+        |table| rows.iter().all(|row| table.contains(row)),
+    );
     assert!(
         table
             .lines()
@@ -101,11 +106,20 @@ fn the_table_is_plain(bench: &Bench, id: &str) {
     );
 }
 
+/// Checks that a command fails with such a code and, once the workers answer in time, with this hint.
+#[track_caller]
+fn is_refused(bench: &Bench, args: &[&str], code: i32, hint: &str) {
+    ask_until(
+        || bench.synthex(args).run().expect_code(code),
+        |refused| refused.stderr.contains(hint),
+    );
+}
+
 #[test]
 fn a_name_that_is_not_known_brings_the_nearest_to_mind() {
     let bench = Bench::new();
     let worker = bench.worker(&[]);
-    let id = json(&bench, &["workers", "--wait", "600ms"])[0]["id"]
+    let id = rows(&bench, &["workers", "--wait", "600ms"], 1)[0]["id"]
         .as_str()
         .expect("it has one")
         .to_owned();
@@ -115,23 +129,20 @@ fn a_name_that_is_not_known_brings_the_nearest_to_mind() {
         &["jobs", "--pool", "Default"],
         &["submit", "--pool", "defaul", "--", "true"],
     ] {
-        let refused = bench.synthex(args).run().expect_code(78);
-        assert!(
-            refused.stderr.contains(r#"did you mean "default"?"#),
-            "{args:?}: {}",
-            refused.stderr
-        );
+        is_refused(&bench, args, 78, r#"did you mean "default"?"#);
     }
     let near = &id[..id.len() - 1];
     for args in [&["drain", near][..], &["jobs", "--wait", "600ms", "--worker", near]] {
-        let refused = bench.synthex(args).run().expect_code(1);
-        let hint = format!("did you mean {id:?}?");
-        assert!(refused.stderr.contains(&hint), "{args:?}: {}", refused.stderr);
+        is_refused(&bench, args, 1, &format!("did you mean {id:?}?"));
     }
     let listed = ["pools", "default", "another", "--wait", "600ms"];
-    let listed = bench.synthex(&listed).run().expect_code(78);
-    let row = listed.stdout.lines().nth(1).unwrap_or_default();
-    assert!(row.starts_with("default  consuming"), "{}", listed.stdout);
+    let listed = ask_until(
+        || bench.synthex(&listed).run().expect_code(78),
+        |listed| {
+            let row = listed.stdout.lines().nth(1);
+            row.is_some_and(|row| row.starts_with("default  consuming"))
+        },
+    );
     for part in [
         "\"another\" has no queue",
         "start a worker for it",

@@ -11,6 +11,9 @@ use crate::bench::{Bench, PATIENCE, Worker, assert_has};
 use crate::support::cli::Running;
 use crate::support::process::{Signal, wait_until};
 
+/// How long somebody waits who then gives up: the first of these in which a busy machine lets anything be heard will do.
+const LIMITS: [&str; 3] = ["1s", "4s", "16s"];
+
 /// A worker of the pool `default`.
 fn serving() -> (Bench, Worker) {
     let bench = Bench::new();
@@ -46,7 +49,7 @@ impl<'a> Play<'a> {
         self.bench.send(
             "default",
             &self.id,
-            &json!({"script": self.script(first, second), "timeout": "1m"}),
+            &json!({"script": self.script(first, second), "timeout": "10m"}),
         );
         let played = self.bench.path(&format!("{}.played", self.id));
         wait_until(PATIENCE, "the first act is over", || played.exists());
@@ -100,28 +103,22 @@ fn submit_follow_prints_what_is_written_while_it_is_written_and_exits_as_the_job
 #[test]
 fn submit_follow_gives_up_in_time_as_wait_does() {
     let (bench, _worker) = serving();
-    let play = Play::new(&bench, "play");
-    let script = play.script("echo first", "true");
-    let args = [
-        "submit",
-        "--follow",
-        "--wait-timeout",
-        "1s",
-        "--id",
-        &play.id,
-        "--",
-        "sh",
-        "-c",
-        &script,
-    ];
-    let ended = bench.synthex(&args).run().expect_code(75);
-    assert_eq!(ended.stdout, "first\n");
-    assert!(ended.stderr.contains("had no result within 1s"), "{}", ended.stderr);
-    play.go_on();
-    assert_has(
-        &bench.result().json(),
-        &json!({"job_id": play.id, "status": "succeeded"}),
-    );
+    let hears = |limit: &&str| {
+        let play = Play::new(&bench, limit);
+        let script = play.script("echo first", "true");
+        let args = ["submit", "--follow", "--wait-timeout", limit, "--id", &play.id];
+        let command = ["--", "sh", "-c", &script];
+        let ended = bench.synthex(&[&args[..], &command].concat()).run().expect_code(75);
+        let words = format!("had no result within {limit}");
+        assert!(ended.stderr.contains(&words), "{}", ended.stderr);
+        play.go_on();
+        assert_has(
+            &bench.result().json(),
+            &json!({"job_id": play.id, "status": "succeeded"}),
+        );
+        ended.stdout == "first\n"
+    };
+    assert!(LIMITS.iter().any(hears), "what was written before was not heard");
 }
 
 #[test]
@@ -146,31 +143,38 @@ fn logs_gives_what_was_written_and_with_follow_each_byte_once_to_the_end() {
     let (bench, _worker) = serving();
     let play = Play::new(&bench, "play");
     play.begin("echo before; echo oops >&2", "echo after; exit 1");
-    let looked = play.logs(&[]).wait().expect_code(0);
+    let looked = play.logs(&["--wait", "1m"]).wait().expect_code(0);
     assert_eq!((looked.stdout.as_str(), looked.stderr.as_str()), ("before\n", "oops\n"));
 
     let followers = [play.logs(&["-f"]), play.logs(&["-f"])];
     for follower in &followers {
         follower.wait_for_stdout_line(|line| line == "before");
     }
-    let impatient = play.logs(&["-f", "--wait-timeout", "2s"]).wait().expect_code(75);
-    assert_eq!(impatient.stdout, "before\n");
-    let words = format!("job {} has not ended within 2s; it goes on\n", play.id);
-    assert!(impatient.stderr.ends_with(&words), "{}", impatient.stderr);
+    let hears = |limit: &&str| {
+        let impatient = play.logs(&["-f", "--wait-timeout", limit]).wait().expect_code(75);
+        let told = &impatient.stderr;
+        assert!(told.contains(&format!(" within {limit}; ")), "{told}");
+        let words = format!("job {} has not ended within {limit}; it goes on\n", play.id);
+        impatient.stdout == "before\n" && told.ends_with(&words)
+    };
+    assert!(LIMITS.iter().any(hears), "what was written before was not heard");
     play.go_on();
     for follower in followers {
         let ended = follower.wait().expect_code(0);
         assert_eq!(ended.stdout, "before\nafter\n");
-        let words = format!("oops\nsynthex: job {} failed (attempt 1)\n", play.id);
-        assert_eq!(ended.stderr, words);
+        let mut told: Vec<&str> = ended.stderr.lines().collect();
+        told.retain(|line| !line.contains("; waiting (")); // said where a worker took long to answer
+        let words = format!("synthex: job {} failed (attempt 1)", play.id);
+        assert_eq!(told, ["oops", &words]);
     }
-    for args in [&["-f"][..], &[]] {
-        let late = play.logs(args).wait().expect_code(0);
-        assert_eq!(late.stdout, "");
-        let begin = format!("synthex: job {} has ended at ", play.id);
-        let is_told =
-            late.stderr.starts_with(&begin) && late.stderr.ends_with(": failed; its output is in its result\n");
-        assert!(is_told, "{}", late.stderr);
+    let begin = format!("synthex: job {} has ended at ", play.id);
+    for args in [&["-f"][..], &["--wait", "1m"]] {
+        // Asked again where that was said here.
+        wait_until(PATIENCE, "its end is told, and nothing else", || {
+            let late = play.logs(args).wait().expect_code(0);
+            assert_eq!(late.stdout, "");
+            late.stderr.starts_with(&begin) && late.stderr.ends_with(": failed; its output is in its result\n")
+        });
     }
 }
 
@@ -227,7 +231,8 @@ fn a_listener_that_hangs_slows_no_job() {
     follower.wait_for_stdout_line(|line| line == "before");
     follower.signal(Signal::STOP);
     play.go_on();
-    let result = bench.result().json();
+    let result = bench.rabbit.try_get(&bench.named("my-results"), 2 * PATIENCE);
+    let result = result.expect("the job ends").json();
     assert_has(&result, &json!({"job_id": play.id, "status": "succeeded"}));
     assert_eq!(result["stdout"]["bytes"], BYTES + 7);
     let stat = fs::read_to_string(format!("/proc/{}/stat", follower.pid())).expect("it is there");

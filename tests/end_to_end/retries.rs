@@ -5,8 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, PATIENCE, assert_has};
-use crate::support::process::wait_until;
+use crate::bench::{Bench, Gate, PATIENCE, assert_has};
+use crate::support::process::{Signal, wait_until};
 
 /// A script that fails with a code until its `good` -th run; it counts them in a file.
 fn fails_until(bench: &Bench, good: u32, code: u8) -> String {
@@ -169,28 +169,29 @@ fn a_job_starts_no_earlier_than_it_asked_and_not_much_later() {
     let bench = Bench::new();
     let worker = bench.worker(&["--slots", "1"]);
     bench.listen();
-    let start = Timestamp::now() + Duration::from_millis(2700);
-    bench.send(
-        "default",
-        "timely",
-        &json!({"command": ["true"], "not_before": start.to_string()}),
-    );
-    // It waits in the broker: the only slot is free for others.
-    bench.send("default", "meanwhile", &json!({"command": ["true"]}));
-    let first = bench.reply().json();
-    assert_has(&first, &json!({"job_id": "meanwhile", "status": "succeeded"}));
-    assert!(time(&first, "finished_at") < start, "too slow to tell");
-
-    let reply = bench.reply().json();
-    assert_has(
-        &reply,
-        &json!({"job_id": "timely", "attempt": 1, "status": "succeeded", "final": true}),
-    );
-    let late = time(&reply, "started_at").duration_since(start);
-    assert!(!late.is_negative(), "it started {late:?} late");
-    assert!(late.as_millis() < 1000, "it started {late:?} late");
+    // A busy machine is late now and then, and a worker that is always late is so ten times.
+    let is_timely = (0..10).any(|number| starts_in_time(&bench, number));
+    assert!(is_timely, "it never started in time");
     worker.stop();
     bench.is_drained("jobs.default");
+}
+
+/// Whether a job with a start starts soon after it, and another does while it waits. Never before it.
+fn starts_in_time(bench: &Bench, number: u32) -> bool {
+    let (timely, meanwhile) = (format!("timely-{number}"), format!("meanwhile-{number}"));
+    let start = Timestamp::now() + Duration::from_millis(2700);
+    let job = json!({"command": ["true"], "not_before": start.to_string()});
+    bench.send("default", &timely, &job);
+    // It waits in the broker: the only slot is free for others.
+    bench.send("default", &meanwhile, &json!({"command": ["true"]}));
+    let replies = bench.replies(2);
+    let [timely, meanwhile] = [timely, meanwhile].map(|id| &replies[&(id, 1)]);
+    for reply in [timely, meanwhile] {
+        assert_has(reply, &json!({"status": "succeeded", "final": true}));
+    }
+    let late = time(timely, "started_at").duration_since(start);
+    assert!(!late.is_negative(), "it started {late:?} late");
+    late.as_millis() < 1000 && time(meanwhile, "finished_at") < start
 }
 
 #[test]
@@ -198,14 +199,19 @@ fn a_retry_is_not_run_by_a_worker_that_stops() {
     let bench = Bench::new();
     let worker = bench.worker(&["--slots", "1"]);
     bench.listen();
-    let retry = json!({"max_attempts": 2, "initial": "1s"});
-    bench.send(
-        "default",
-        "later",
-        &json!({"script": fails_until(&bench, 2, 1), "retry": retry}),
-    );
+    let id = format!("later-{}", bench.namespace);
+    let gate = Gate::new(&bench, &id);
+    let mut job = gate.job();
+    let gated = job["script"].as_str().expect("it is a text");
+    job["script"] = format!("{gated}; {}", fails_until(&bench, 2, 1)).into();
+    job["retry"] = json!({"max_attempts": 2, "initial": "1s"});
+    bench.send("default", &id, &job);
+    gate.started();
+    worker.running.signal(Signal::TERM);
+    worker.running.wait_for_line(|line| line.contains("draining"));
+    gate.open();
     assert_has(&bench.reply().json(), &json!({"attempt": 1, "final": false}));
-    worker.stop();
+    worker.running.wait().expect_code(0);
     // Its time comes while nobody is there; the next worker runs it.
     wait_until(PATIENCE, "its wait is over", || bench.ready("jobs.default") == 1);
     let _worker = bench.worker(&[]);

@@ -59,7 +59,8 @@ fn systemd_hears_when_a_worker_takes_jobs_lives_and_stops() {
     let bench = Bench::new();
     let systemd = Systemd::listen(&bench);
     fs::write(bench.path("url"), "amqp://guest:guest@127.0.0.1:1/%2f").unwrap();
-    let worker = start(&bench, "200000");
+    // A beat every 3 s: until the kernel has no room for more, half a minute passes in which nobody listens.
+    let worker = start(&bench, "6000000");
 
     // Without a broker it lives, and is not ready.
     let mut heard = systemd.until("STATUS=pool default: lost its consumer");

@@ -9,15 +9,37 @@ use serde_json::{Value, json};
 
 use crate::bench::{Bench, Received, Worker, assert_has};
 
-/// Runs one job and gives its result as the one who asked got it, checked against what all others got.
+/// Runs one job and gives its result.
 fn run(bench: &Bench, id: &str, job: &Value) -> Value {
     bench.send("default", id, job);
-    let (reply, result): (Received, Received) = (bench.reply(), bench.result());
+    checked(id, &bench.reply(), &bench.result())
+}
+
+/// Runs jobs at the same time and gives their results.
+fn run_all<const N: usize>(bench: &Bench, jobs: [(&str, Value); N]) -> [Value; N] {
+    for (id, job) in &jobs {
+        bench.send("default", id, job);
+    }
+    let by_id = |next: &dyn Fn() -> Received| {
+        let received = (0..N).map(|_| next());
+        received
+            .map(|message| (message.property("message_id").to_owned(), message))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let (replies, results) = (by_id(&|| bench.reply()), by_id(&|| bench.result()));
+    jobs.map(|(id, _)| {
+        let message = format!("{id}/1");
+        checked(id, &replies[&message], &results[&message])
+    })
+}
+
+/// The result of a job as the one who asked got it, checked against what all others got.
+fn checked(id: &str, reply: &Received, result: &Received) -> Value {
     assert_eq!(reply.json(), result.json());
     let found = reply.json();
     let status = found["status"].as_str().expect("a result has a status");
     assert_eq!(result.routing_key, format!("default.{status}"));
-    for message in [&reply, &result] {
+    for message in [reply, result] {
         assert_eq!(message.property("type"), status);
         assert_eq!(message.property("message_id"), format!("{id}/1"));
         assert_eq!(message.property("correlation_id"), format!("about {id}"));
@@ -62,29 +84,41 @@ fn a_signal_that_synthex_did_not_send_is_named() {
 
 #[test]
 fn a_job_that_times_out_keeps_its_output_so_far() {
-    let (bench, _worker) = listening();
-    let found = run(
+    let bench = Bench::new();
+    let _worker = bench.worker(&["--slots", "3"]);
+    bench.listen();
+    // Who cleans up and exits well has timed out all the same; who ignores the signal is killed after the grace.
+    let cleans_up = "trap 'echo cleaned up; exit 0' TERM; echo ready; sleep 120 & wait";
+    let ignores = "trap '' TERM; sleep 120";
+    // Long enough to say something first.
+    let [late, tidy, stubborn] = run_all(
         &bench,
-        "late",
-        &json!({"script": "echo so far; exec sleep 60", "timeout": "500ms"}),
+        [
+            (
+                "late",
+                json!({"script": "echo so far; exec sleep 120", "timeout": "15s"}),
+            ),
+            (
+                "tidy",
+                json!({"script": cleans_up, "timeout": "15s", "kill_grace": "1m"}),
+            ),
+            (
+                "stubborn",
+                json!({"script": ignores, "timeout": "15s", "kill_grace": "200ms"}),
+            ),
+        ],
     );
     assert_has(
-        &found,
+        &late,
         &json!({"status": "timed_out", "exit_code": null, "signal": "SIGTERM"}),
     );
-    assert_eq!(found["error"]["kind"], "timed_out");
-    assert_eq!(found["stdout"]["text"], "so far\n");
-    let took = found["duration_ms"].as_u64().expect("a run has a duration");
-    assert!((500..10_000).contains(&took), "{took} ms");
-
-    // Who cleans up and exits well has timed out all the same; who ignores the signal is killed after the grace.
-    let cleans_up = "trap 'echo cleaned up; exit 0' TERM; echo ready; sleep 60 & wait";
-    let found = run(&bench, "tidy", &json!({"script": cleans_up, "timeout": "500ms"}));
-    assert_has(&found, &json!({"status": "timed_out", "exit_code": 0}));
-    assert_eq!(found["stdout"]["text"], "ready\ncleaned up\n");
-    let ignores = json!({"script": "trap '' TERM; sleep 60", "timeout": "300ms", "kill_grace": "200ms"});
-    let found = run(&bench, "stubborn", &ignores);
-    assert_has(&found, &json!({"status": "timed_out", "signal": "SIGKILL"}));
+    assert_eq!(late["error"]["kind"], "timed_out");
+    assert_eq!(late["stdout"]["text"], "so far\n");
+    let took = late["duration_ms"].as_u64().expect("a run has a duration");
+    assert!((15_000..45_000).contains(&took), "{took} ms");
+    assert_has(&tidy, &json!({"status": "timed_out", "exit_code": 0}));
+    assert_eq!(tidy["stdout"]["text"], "ready\ncleaned up\n");
+    assert_has(&stubborn, &json!({"status": "timed_out", "signal": "SIGKILL"}));
 }
 
 #[test]

@@ -156,7 +156,7 @@ fn all_pools_of_a_worker_stop_taking_jobs_at_once() {
 #[test]
 fn the_graces_of_all_pools_begin_with_the_signal() {
     let bench = Bench::new();
-    let pools = ["one", "two"].map(|pool| bench.pool(&format!("pool = \"{pool}\"\nslots = 1\nstop_grace = \"2s\"\n")));
+    let pools = ["one", "two"].map(|pool| bench.pool(&format!("pool = \"{pool}\"\nslots = 1\nstop_grace = \"10s\"\n")));
     let worker = Worker::ready(bench.start(&[&pools[0], &pools[1]]), 2);
     let _gates = ["one", "two"].map(|pool| {
         let id = format!("in-{pool}-{}", bench.namespace);
@@ -174,9 +174,6 @@ fn the_graces_of_all_pools_begin_with_the_signal() {
         "{}",
         ended.stderr
     );
-    assert!(took >= Duration::from_secs(2), "{took:?} are no grace of 2 s");
-    assert!(
-        took < Duration::from_millis(3500),
-        "{took:?} are one grace after the other"
-    );
+    assert!(took >= Duration::from_secs(10), "{took:?} are no grace of 10 s");
+    assert!(took < Duration::from_secs(20), "{took:?} are one grace after the other");
 }

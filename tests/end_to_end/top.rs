@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use crate::bench::{Bench, Gate, assert_has, block_on};
+use crate::bench::{Bench, Gate, PATIENCE, assert_has, block_on};
 use crate::support::broker::Broker;
-use crate::support::process::Signal;
+use crate::support::process::{Signal, wait_until};
 use crate::support::proxy::Proxy;
 use crate::support::pty::Terminal;
 
@@ -91,7 +91,7 @@ fn pools_workers_and_jobs_are_seen_and_operated() {
     top.wait_for("help", |screen| screen.contains("drain the selected worker"));
     top.press("xq");
     assert_eq!(top.wait(), Some(0));
-    assert!(top.is_restored(), "{}", top.screen());
+    wait_until(PATIENCE, "the terminal is restored", || top.is_restored());
     assert!(top.written().contains("38;5;2"), "green is what is well");
 }
 
@@ -111,7 +111,7 @@ fn a_lost_broker_is_told_and_found_again_without_a_colour() {
         .replace(&format!(":{}/", broker.port()), &format!(":{}/", proxy.port()));
     let mut top = top(
         &bench,
-        &["--interval", "100ms", "--connect-timeout", "500ms"],
+        &["--interval", "100ms", "--connect-timeout", "5s"],
         &[("NO_COLOR", "1")],
     );
     top.wait_for("worker", |screen| screen.contains("1 workers"));
@@ -134,7 +134,7 @@ fn a_lost_broker_is_told_and_found_again_without_a_colour() {
     }
     top.signal(Signal::TERM);
     assert_eq!(top.wait(), Some(0));
-    assert!(top.is_restored(), "{}", top.screen());
+    wait_until(PATIENCE, "the terminal is restored", || top.is_restored());
     worker.stop();
 }
 
