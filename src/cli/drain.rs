@@ -114,7 +114,8 @@ impl Drain<'_> {
         }
     }
 
-    /// Pauses it, and waits until no worker that answers has a job of it in hand.
+    /// Pauses it, and waits until no worker has a job of it in hand: neither one that answers, nor one that is too busy
+    /// for that, as a quorum queue counts a consumer that was cancelled until it has settled all that it had.
     async fn pool(&self, pool: &str) -> Result<serde_json::Value, Failure> {
         self.operator.check_pool(pool).await?;
         self.operator.order(&pause::pause(pool.to_owned())).await?;

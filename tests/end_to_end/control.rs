@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, Gate, PATIENCE, Worker, ask_until, assert_has};
-use crate::support::process::wait_until;
+use crate::support::process::{Signal, wait_until};
 
 /// The workers that answer, as `synthex workers --json` shows them.
 fn workers(bench: &Bench) -> Vec<Value> {
@@ -286,6 +286,19 @@ fn a_pool_is_drained_when_no_worker_has_a_job_of_it() {
         .run()
         .expect_code(75);
     assert!(busy.stderr.contains("is not drained"), "{}", busy.stderr);
+    // One that is paused, and cannot answer, may have a job all the same.
+    ask_until(
+        || workers(&bench),
+        |states| states.len() == 1 && states[0]["pools"][0]["consuming"] == false,
+    );
+    worker.running.signal(Signal::STOP);
+    let silent = bench
+        .synthex(&["drain", "--pool", "default", "--wait-timeout", "100ms"])
+        .run()
+        .expect_code(75);
+    worker.running.signal(Signal::CONT);
+    let told = "is not drained: 1 consumers, and busy []";
+    assert!(silent.stderr.contains(told), "{}", silent.stderr);
     gate.open();
     let done = bench
         .synthex(&["drain", "--pool", "default", "--json"])
