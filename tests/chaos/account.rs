@@ -13,12 +13,12 @@ use crate::jobs::Kind;
 use crate::support::proxy::Loss;
 
 /// From the end of a run to the moment when the broker has applied its ack: a result has to be confirmed before, by a
-/// broker that may stand still for some seconds, on a machine where anything may be ten seconds late.
-const SETTLING: Duration = Duration::from_secs(20);
+/// broker that may stand still for some seconds.
+const SETTLING: Duration = Duration::from_secs(5);
 
 /// From the moment when a worker had a job to the line that its command wrote, when it is not to wait for a slot: what
-/// lost its connection in between may start all the same. As above, on a busy machine.
-const STARTING: Duration = Duration::from_secs(15);
+/// lost its connection in between may start all the same.
+const STARTING: Duration = Duration::from_secs(2);
 
 /// Problems that are shown, of each sort.
 const SHOWN: usize = 10;

@@ -76,7 +76,7 @@ impl Bench {
         cli.env(MARK, self.mark())
     }
 
-    /// Fails unless everything marked ends by itself. What is left of a command stays for longer than that is waited for.
+    /// Fails unless everything marked ends without being told to, be it by a helper process that is the last to go.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
         let left = || alive_with_env(MARK, &self.mark());

@@ -8,7 +8,7 @@ use crate::support::cli::{Cli, Finished};
 /// What a client may take beyond the time it was given, where it has a processor when it needs one.
 const MARGIN: Duration = Duration::from_millis(1500);
 /// How often it is tried on a machine that is too busy for that.
-const TRIES: usize = 10;
+const TRIES: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Submits to a broker that does not answer as one, and sees it give up in time, with one of these words of the reason and

@@ -412,7 +412,7 @@ impl Gate {
         let script = format!(
             "echo $$ > {started}.new; mv {started}.new {started}; until [ -e {open} ]; do sleep 0.05; done; echo through"
         );
-        json!({"script": script, "timeout": "2m"})
+        json!({"script": script, "timeout": "10m"})
     }
 
     /// Waits until the job runs, and gives its process.

@@ -101,7 +101,7 @@ fn running_prefetched_and_delayed_jobs_are_cancelled() {
     bench.waits_for("delay.20s", 1);
     worker.metric_becomes(r#"synthex_unacked{pool="default"}"#, 2.0);
 
-    // As often as it takes, for another pool, whose order is none to these jobs.
+    // First for another pool: such an order leaves these jobs alone, so it can be given again until the worker answers in time.
     bench
         .rabbit
         .call(json!({"do": "declare", "queue": bench.named("jobs.other")}));

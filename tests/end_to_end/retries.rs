@@ -169,7 +169,7 @@ fn a_job_starts_no_earlier_than_it_asked_and_not_much_later() {
     let bench = Bench::new();
     let worker = bench.worker(&["--slots", "1"]);
     bench.listen();
-    // A busy machine is late now and then, and a worker that is always late is so ten times.
+    // A busy machine is late now and then; a worker that is late ten times in a row is at fault.
     let is_timely = (0..10).any(|number| starts_in_time(&bench, number));
     assert!(is_timely, "it never started in time");
     worker.stop();

@@ -69,7 +69,7 @@ async fn a_broker_that_freezes_for_seconds_costs_nothing_but_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_stays_frozen_does_not_hold_up_a_stop_beyond_its_grace() {
-    const STOPS: usize = 4;
+    const STOPS: usize = 2;
     let broker = Broker::lent().await;
     for _ in 0..STOPS {
         if stop_while_frozen(&broker).await {
@@ -293,8 +293,9 @@ async fn a_consumer_that_the_broker_forgot_is_noticed_and_replaced() {
     let (losses, stalls) = (stopped.observer.count(is_loss), stopped.observer.count(is_stall));
     assert_eq!(losses, stalls + 1, "nothing else ended a consumer until the stop");
     // Whose delivery is late is replaced as well, though it may have it by then.
-    if stalls == 1 {
-        assert_once(&results);
+    match stalls {
+        1 => assert_once(&results),
+        _ => assert!(ends(&results["job"]).iter().all(|(_, status)| *status == Succeeded)),
     }
 }
 

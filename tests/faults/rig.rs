@@ -528,7 +528,7 @@ impl<T: Transport> Rig<T> {
         ] {
             assert_eq!(stopped.metric(gauge), 0.0, "{gauge}");
         }
-        // Killed and reaped by then, all but what the kernel still has to take apart.
+        // Killed and reaped by now, all but what the kernel still has to take apart.
         eventually(PATIENCE, "no process is left", || self.processes().is_empty()).await;
     }
 

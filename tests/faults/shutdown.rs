@@ -16,7 +16,7 @@ use crate::support::faulty::{Faulty, Gate, PublishFault, SubscribeFault, is_job,
 /// machine's hiccup.
 const AT_ONCE: Duration = Duration::from_secs(30);
 /// A wait between two attempts to subscribe, of which a stop must not wait for the end.
-const LONG_WAIT: Duration = Duration::from_secs(1);
+const LONG_WAIT: Duration = Duration::from_secs(2);
 /// A grace that a test waits for.
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -116,14 +116,14 @@ pub async fn a_running_job_that_comes_again_with_the_stop_is_not_run_again<T: Tr
 }
 
 pub async fn a_stop_during_the_wait_for_the_broker_is_obeyed_at_once<T: Transport>(rig: Rig<T>) {
-    const STOPS: usize = 10;
+    const STOPS: usize = 4;
     // A busy machine may hold some up.
     for _ in 0..STOPS {
         if stop_during_a_long_wait(&rig).await < LONG_WAIT / 2 {
             return;
         }
     }
-    panic!("{STOPS} stops in a row took as long as the wait");
+    panic!("{STOPS} stops in a row took half as long as the wait, or longer");
 }
 
 /// How long a stop takes that comes at the beginning of a long wait.

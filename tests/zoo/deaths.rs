@@ -12,7 +12,7 @@ use crate::worker::{Via, Worker};
 
 /// How long any process of a job may live after the worker, its spawner or its keeper was killed: 2 s, by a process that
 /// has a processor when it needs one.
-const PROMISED: Duration = Duration::from_secs(2 * 5);
+const PROMISED: Duration = Duration::from_secs(2 * 3);
 
 /// A time in which a worker that hears nothing would come to wrong ends.
 const SOME_SECONDS: Duration = Duration::from_secs(4);

@@ -24,7 +24,7 @@ const NODE: &str = "synthex@localhost";
 /// Times what a start takes on a busy machine, several times over: 3 s alone, 30 beside tests with thousands of processes.
 const START_LIMIT: Duration = Duration::from_secs(180);
 /// A server takes 1-6 s to stop when asked, on a quiet machine.
-const STOP_LIMIT: Duration = Duration::from_secs(120);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// A killed process is gone at once, and its keeper a fifth of a second later, where there is a processor for them.
 const KILL_LIMIT: Duration = Duration::from_secs(60);
 
