@@ -459,16 +459,14 @@ pub fn has(found: &Value, wanted: &Value) -> bool {
 /// Asks again until the answer is as wanted, and gives it: who answers too late is not heard.
 #[track_caller]
 pub fn ask_until<T: Debug>(ask: impl Fn() -> T, is_wanted: impl Fn(&T) -> bool) -> T {
-    let (begun, mut answer) = (Instant::now(), ask());
-    wait_until(2 * PATIENCE, "an answer as wanted", || {
-        let is_enough = is_wanted(&answer) || begun.elapsed() > PATIENCE;
-        if !is_enough {
-            answer = ask();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = ask();
+        if is_wanted(&answer) {
+            return answer;
         }
-        is_enough
-    });
-    assert!(is_wanted(&answer), "no other answer than {answer:#?}");
-    answer
+        assert!(Instant::now() < deadline, "no other answer than {answer:#?}");
+    }
 }
 
 /// Runs a future of the support modules, which wait on threads of their own.

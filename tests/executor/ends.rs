@@ -6,8 +6,18 @@ use jiff::Timestamp;
 use rustix::process::Signal;
 
 use super::{SOON, bash, fixture, has_spoken, once_up, outcome, run, timed_out};
-use synthex::executor::{End, Run, Warning};
+use synthex::executor::{End, Outcome, Run, Warning};
 use synthex::message::{EndedBy, SignalName};
+
+/// What becomes of a command that is up when it runs into its timeout.
+async fn timed_out_once_up(name: &str) -> Outcome {
+    let (_, outcome) = once_up(has_spoken, Duration::from_secs(1), |timeout| Run {
+        timeout,
+        ..fixture(name)
+    })
+    .await;
+    outcome
+}
 
 #[tokio::test]
 async fn exit_codes_and_foreign_signals_are_told_apart() {
@@ -69,11 +79,7 @@ async fn a_command_that_ignores_term_is_killed_after_the_grace() {
 
 #[tokio::test]
 async fn a_timed_out_run_stays_so_when_it_exits_with_0() {
-    let (_, outcome) = once_up(has_spoken, Duration::from_secs(1), |timeout| Run {
-        timeout,
-        ..fixture("exit-zero-on-term")
-    })
-    .await;
+    let outcome = timed_out_once_up("exit-zero-on-term").await;
     assert_eq!(outcome.stdout.text, "ready\ncleaned up\n");
     assert_eq!(outcome.end, timed_out(Some(0), None));
 }
@@ -92,22 +98,14 @@ async fn another_term_signal_is_sent_where_it_was_asked_for() {
 
 #[tokio::test]
 async fn a_stopped_command_is_told_to_end_and_then_continued() {
-    let (_, outcome) = once_up(has_spoken, Duration::from_secs(1), |timeout| Run {
-        timeout,
-        ..fixture("stop-itself")
-    })
-    .await;
+    let outcome = timed_out_once_up("stop-itself").await;
     assert_eq!(outcome.stdout.text, "stopping\ntold to end\n");
     assert_eq!(outcome.end, timed_out(Some(7), None));
 }
 
 #[tokio::test]
 async fn the_grace_is_for_the_whole_tree() {
-    let (_, outcome) = once_up(has_spoken, Duration::from_secs(1), |timeout| Run {
-        timeout,
-        ..fixture("slow-to-end")
-    })
-    .await;
+    let outcome = timed_out_once_up("slow-to-end").await;
     assert_eq!(outcome.stdout.text, "ready\nsaved\n");
     assert_eq!(outcome.end, timed_out(None, Some(SignalName::TERM)));
 }

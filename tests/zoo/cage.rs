@@ -10,6 +10,7 @@
 //! The worker and its helper processes have none of these marks.
 
 use std::collections::hash_map::DefaultHasher;
+use std::fmt::Debug;
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::os::unix::ffi::OsStrExt;
@@ -158,16 +159,7 @@ impl Cage {
     /// Fails unless every process of this test's jobs is gone by then.
     #[track_caller]
     pub fn assert_empty_within(&self, limit: Duration) {
-        let deadline = Instant::now() + limit;
-        loop {
-            let is_late = Instant::now() >= deadline; // before the look, which takes its time
-            let left = self.alive();
-            if left.is_empty() {
-                return;
-            }
-            assert!(!is_late, "still alive after {limit:?}: {left:#?}");
-            std::thread::sleep(POLL);
-        }
+        gone_by(Instant::now() + limit, "of this test's jobs", || self.alive());
     }
 
     fn processes(&self) -> Vec<Process> {
@@ -180,6 +172,20 @@ impl Cage {
             written || has_mark(process, mark.as_bytes())
         };
         process::all().into_iter().filter(is_ours).collect()
+    }
+}
+
+/// Looks until nothing is left alive, and fails with what is if the last look began too late.
+#[track_caller]
+pub fn gone_by<T: Debug>(deadline: Instant, of_what: &str, alive: impl Fn() -> Vec<T>) {
+    loop {
+        let is_late = Instant::now() >= deadline; // before the look, which takes its time
+        let left = alive();
+        if left.is_empty() {
+            return;
+        }
+        assert!(!is_late, "still alive {of_what}: {left:#?}");
+        std::thread::sleep(POLL);
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::attribution::PACK;
-use crate::cage::{Cage, PATIENCE, Recorded};
+use crate::cage::{Cage, PATIENCE, Recorded, gone_by};
 use crate::helpers::{self, KEEPER, SPAWNER};
 use crate::support::process::{Process, Signal, descendants, wait_until};
 use crate::worker::{Via, Worker};
@@ -171,15 +171,7 @@ fn strike(worker: &Worker, cage: &Cage, residents: &mut Vec<Resident>, victims: 
     }
     let deadline = Instant::now() + PROMISED;
     for Resident { id, .. } in &struck {
-        loop {
-            let is_late = Instant::now() >= deadline;
-            let living = cage.living(id);
-            if living.is_empty() {
-                break;
-            }
-            assert!(!is_late, "still alive of {id}: {living:?}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        gone_by(deadline, &format!("of {id}"), || cage.living(id));
     }
     for Resident { id, .. } in &struck {
         let result = worker.result(id);

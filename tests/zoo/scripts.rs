@@ -53,16 +53,12 @@ pub fn a_program_still_open_for_writing_is_waited_for(via: Via) {
         cage.open(&writer);
         let ((read, came), written) = (worker.result_at(&reader), worker.result(&writer));
         assert_eq!(written["status"], "succeeded", "{written:#}");
-        let said = read["error"]["message"].as_str().unwrap_or_default();
-        assert!(
-            read["status"] == "succeeded" || said.contains("still open for writing"),
-            "{read:#}"
-        );
         let has_started = read["status"] == "succeeded";
-        assert!(
-            has_started || came - asked >= WAITED,
-            "it was given up at once: {read:#}"
-        );
+        if !has_started {
+            let said = read["error"]["message"].as_str().unwrap_or_default();
+            assert!(said.contains("still open for writing"), "{read:#}");
+            assert!(came - asked >= WAITED, "it was given up at once: {read:#}");
+        }
         has_started
     });
     assert!(is_waited_for, "it never was, in {TRIES} tries");
