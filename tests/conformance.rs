@@ -25,19 +25,14 @@ mod streams;
 mod topology;
 
 use bench::{Bench, Sessions};
-use support::broker::{Broker, Vhost};
-use synthex::transport::amqp::{Addresses, Amqp, AmqpConfig};
+use support::broker::{self, Broker, Vhost};
+use synthex::transport::amqp::Amqp;
 use synthex::transport::memory::Memory;
 
 /// A transport to a virtual host that nobody else uses.
 async fn amqp() -> (Amqp, Vhost) {
     let vhost = Broker::shared().await.vhost().await;
-    let addresses = Addresses::parse(&vhost.url()).expect("the broker's own address");
-    let config = AmqpConfig {
-        connect_timeout: bench::PATIENCE,
-        ..AmqpConfig::new(addresses)
-    };
-    (Amqp::new(config), vhost)
+    (broker::transport(&vhost.url(), bench::PATIENCE), vhost)
 }
 
 /// Makes two tests of each function that is named: a function left out is dead code, and so an error.

@@ -55,8 +55,8 @@ mod supervision;
 mod tls;
 
 use rig::{Rig, Sessions};
-use support::broker::{Broker, Vhost};
-use synthex::transport::amqp::{Addresses, Amqp, AmqpConfig};
+use support::broker::{self, Broker, Vhost};
+use synthex::transport::amqp::Amqp;
 use synthex::transport::memory::Memory;
 
 /// A transport to a virtual host that nobody else uses.
@@ -67,11 +67,7 @@ async fn amqp() -> (Amqp, Vhost) {
 
 /// A transport to a virtual host, which waits for its broker as long as a test does.
 fn transport(vhost: &Vhost) -> Amqp {
-    let addresses = Addresses::parse(&vhost.url()).expect("the broker's own address");
-    Amqp::new(AmqpConfig {
-        connect_timeout: rig::PATIENCE,
-        ..AmqpConfig::new(addresses)
-    })
+    broker::transport(&vhost.url(), rig::PATIENCE)
 }
 
 /// Makes two tests of each function that is named: a function left out is dead code, and so an error.

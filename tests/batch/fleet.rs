@@ -7,12 +7,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
-use synthex::transport::amqp::{Addresses, Amqp, AmqpConfig};
 use synthex::transport::{QueueDepth, Transport};
 use tempfile::TempDir;
 
-use crate::support::broker::Broker;
-use crate::support::cli::{Cli, Running};
+use crate::support::broker::{Broker, transport};
+use crate::support::cli::{Cli, Running, patient};
 use crate::support::process::wait_until;
 
 /// How long anything may take that has to come, on a busy machine.
@@ -55,9 +54,7 @@ impl Fleet {
     }
 
     pub fn batch(&self, args: &[&str]) -> Cli {
-        let options = args.iter().position(|arg| *arg == "--").unwrap_or(args.len());
-        let (options, command) = args.split_at(options);
-        self.synthex(&[&["batch"], options, &["--connect-timeout", "50s"], command].concat())
+        self.synthex(&patient(&[&["batch"], args].concat()))
     }
 
     /// A worker of the default pool that consumes.
@@ -83,9 +80,7 @@ impl Fleet {
     pub fn queue(&self, name: &str) -> Option<QueueDepth> {
         let (url, name) = (self.url.clone(), format!("{}.{name}", self.namespace));
         block_on(async move {
-            let mut config = AmqpConfig::new(Addresses::parse(&url).unwrap());
-            config.connect_timeout = PATIENCE;
-            let broker = Amqp::new(config);
+            let broker = transport(&url, PATIENCE);
             let depth = broker.queue_depth(&name).await.unwrap();
             broker.close().await;
             depth

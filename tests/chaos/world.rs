@@ -16,7 +16,7 @@ use crate::fleet::{Fleet, SLOTS};
 use crate::footprint::Footprint;
 use crate::jobs::Kind;
 use crate::producer::Producer;
-use crate::support::broker::{Broker, Vhost};
+use crate::support::broker::{Broker, Vhost, transport};
 use crate::support::process::{alive_with_env, eventually};
 use crate::support::proxy::Loss;
 use crate::support::random::Random;
@@ -74,15 +74,11 @@ impl World {
         let broker = Broker::start().await;
         let vhost = broker.vhost().await;
         let addresses = Addresses::parse(&vhost.url()).expect("the broker's own address");
-        let (config, names) = (AmqpConfig::new(addresses), Names::new("synthex"));
+        let (amqp, names) = (Amqp::new(AmqpConfig::new(addresses)), Names::new("synthex"));
         // Whoever comes later tries again.
-        let patient = Amqp::new(AmqpConfig {
-            connect_timeout: PATIENCE,
-            ..config.clone()
-        });
+        let patient = transport(&vhost.url(), PATIENCE);
         let declared = patient.declare(&topology(&names), Declare::Active).await;
         declared.expect("an empty broker");
-        let amqp = Amqp::new(config);
 
         let folder = tempfile::tempdir().unwrap();
         let mark = JobId::random().to_string();

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use crate::support::broker::{Broker, Vhost};
-use crate::support::cli::{Cli, Finished, Running};
+use crate::support::cli::{Cli, Finished, Running, patient};
 use crate::support::process::{Signal, alive_with_env, wait_until};
 
 /// How long anything may take that has to come, on a busy machine.
@@ -91,13 +91,8 @@ impl Bench {
     /// The `synthex` of this build, told of the broker by its environment, and as patient as a test.
     pub fn synthex(&self, args: &[&str]) -> Cli {
         let is_client = matches!(args, ["config", "apply", ..]) || CLIENTS.contains(args.first().unwrap_or(&""));
-        let options = args.iter().position(|arg| *arg == "--").unwrap_or(args.len());
-        let (options, command) = args.split_at(options);
-        let patience: &[&str] = match is_client && !options.contains(&"--connect-timeout") {
-            true => &["--connect-timeout", "50s"],
-            false => &[],
-        };
-        Cli::new([options, patience, command].concat())
+        let args = if is_client { patient(args) } else { args.to_vec() };
+        Cli::new(args)
             .env("SYNTHEX_AMQP_URL", &self.url)
             .env("SYNTHEX_NAMESPACE", &self.namespace)
     }

@@ -23,6 +23,9 @@ mod node;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use synthex::transport::amqp::{Addresses, Amqp, AmqpConfig};
 
 use super::process::Signal;
 pub use node::Setup;
@@ -37,6 +40,15 @@ pub struct Broker {
 pub struct Vhost {
     node: Arc<Node>,
     name: String,
+}
+
+/// A transport to a virtual host's address that waits so long for a connection: a test's broker may be busy.
+pub fn transport(url: &str, connect_timeout: Duration) -> Amqp {
+    let addresses = Addresses::parse(url).expect("the broker's own address");
+    Amqp::new(AmqpConfig {
+        connect_timeout,
+        ..AmqpConfig::new(addresses)
+    })
 }
 
 impl Broker {

@@ -34,6 +34,18 @@ const PIPES_CLOSE: Duration = Duration::from_secs(30);
 /// Sets the signal that a program gets at its parent's death, and becomes that program. Part of util-linux.
 const SETPRIV: &str = "/usr/bin/setpriv";
 
+/// How long a client waits for a busy broker. Then it has its say, before [`LIMIT`] is over.
+const CONNECT_TIMEOUT: [&str; 2] = ["--connect-timeout", "50s"];
+
+/// The arguments of a client that is as patient as a test, unless they say how long it waits.
+pub fn patient<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    let options = args.iter().position(|arg| *arg == "--").unwrap_or(args.len());
+    let (options, command) = args.split_at(options);
+    let is_told = options.contains(&CONNECT_TIMEOUT[0]);
+    let patience: &[&str] = if is_told { &[] } else { &CONNECT_TIMEOUT };
+    [options, patience, command].concat()
+}
+
 /// A program about to be run.
 pub struct Cli {
     command: Command,
