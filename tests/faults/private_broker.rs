@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use synthex::message::Status::Succeeded;
+use synthex::transport::Transport;
 use synthex::transport::amqp::Amqp;
 use synthex::worker::Watch;
 use synthex::worker::event::Event;
@@ -302,6 +303,42 @@ async fn a_consumer_that_the_broker_forgot_is_noticed_and_replaced() {
 /// The name of a queue as the broker has it, as an expression.
 fn resource(vhost: &str, queue: &str) -> String {
     format!(r#"rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)"#)
+}
+
+/// On the node that all share. RabbitMQ says that there is nothing in a queue whose leader lets it wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_slow_to_answer_is_not_taken_for_an_empty_one() {
+    let broker = Broker::shared().await;
+    let (rig, _) = rig(broker.vhost().await).await;
+    let queue = rig.names.pool_queue(POOL);
+    rig.publish("job", &json!({ "command": ["true"] })).await;
+    rig.wait_for_waiting_jobs(1).await;
+
+    let stand_still = stand_still(rig.vhost().name(), &queue);
+    let looking = async {
+        loop {
+            let depth = rig.broker.queue_depth(&queue).await.expect("it answers");
+            assert_eq!(depth.expect("it is there").messages, 1);
+        }
+    };
+    tokio::select! {
+        said = broker.eval(&stand_still) => assert_eq!(said, "ok"),
+        () = looking => {}
+    }
+}
+
+/// An expression that holds a queue's leader up for longer than the broker waits for it, but not much.
+fn stand_still(vhost: &str, queue: &str) -> String {
+    format!(
+        r"{{ok, Q}} = rabbit_amqqueue:lookup({}),
+          {{Name, _}} = amqqueue:get_pid(Q),
+          Leader = whereis(Name),
+          true = erlang:suspend_process(Leader),
+          timer:sleep(400),
+          true = erlang:resume_process(Leader),
+          ok.",
+        resource(vhost, queue)
+    )
 }
 
 /// An expression that takes a queue's consumers off it, as a queue's leader that lost them would: neither their connections
