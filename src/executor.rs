@@ -111,7 +111,7 @@ pub async fn execute_before(listeners: &mut impl Listeners, spawners: &Spawners,
         let over = tokio::select! {
             biased;
             () = stop.given() => return Outcome::without_start(End::Cancelled, clock.elapsed()),
-            begun = begin(spawners, &run) => match begun {
+            begun = begin(spawners, &run, clock) => match begun {
                 Ok(running) => running.see_through(listeners, spawners, &run, &stop, clock).await,
                 Err(reason) => return Outcome::without_start(End::NotStarted(reason), clock.elapsed()),
             },
@@ -170,6 +170,8 @@ impl Clock {
 /// A command that a keeper was given.
 struct Running {
     keeper: Keeper,
+    /// How long it waited for the keeper, and for its turn.
+    waited: Duration,
     streams: Streams,
     turn: OwnedSemaphorePermit,
 }
@@ -179,7 +181,7 @@ struct Running {
 /// # Errors
 ///
 /// When it cannot be started as it was asked for; nothing of it runs then.
-async fn begin(spawners: &Spawners, run: &Run) -> Result<Running, NotStarted> {
+async fn begin(spawners: &Spawners, run: &Run, clock: Clock) -> Result<Running, NotStarted> {
     let request = Request::new(run)?;
     let keeper = spawners
         .keeper()
@@ -187,10 +189,12 @@ async fn begin(spawners: &Spawners, run: &Run) -> Result<Running, NotStarted> {
         .map_err(|error| program::no_helper(Some(&error)))?;
     let turn = spawners.turn_to_start().await;
     let (pipes, theirs) = streams::pipes(run).map_err(|error| program::no_descriptors(&error))?;
+    let waited = clock.elapsed();
     // A keeper that is dead gives no answer, and that is where it is seen.
     let _ = request.send(&keeper, &theirs);
     Ok(Running {
         keeper,
+        waited,
         streams: Streams::new(pipes, run.stdin.clone(), run.max_output),
         turn,
     })
@@ -209,10 +213,10 @@ impl Running {
     ) -> Option<Outcome> {
         let Self {
             keeper,
+            waited,
             mut streams,
             turn,
         } = self;
-        let waited = clock.elapsed(); // for a keeper, and for its turn
         if listeners.are_there() {
             streams.tell(listeners);
         }

@@ -41,17 +41,20 @@ async fn a_run_tells_when_and_how_long() {
     let lasted = asked.elapsed();
     let started_at = outcome.started_at.expect("it was started");
     assert!(before <= started_at && started_at < outcome.finished_at);
-    assert!(outcome.duration >= Duration::from_millis(200), "{:?}", outcome.duration);
-    assert!(outcome.spawn_time > Duration::ZERO && outcome.spawn_time + outcome.duration <= lasted);
+    // Whoever started it may be late to note that it runs.
+    let known = outcome.spawn_time + outcome.duration;
+    assert!(outcome.spawn_time > Duration::ZERO && outcome.duration > Duration::ZERO);
+    assert!((Duration::from_millis(200)..=lasted).contains(&known), "{known:?}");
     assert_eq!((outcome.kill_time, outcome.ended_by), (None, Some(EndedBy::Itself)));
 }
 
 #[tokio::test]
 async fn term_ends_the_whole_tree_at_the_timeout() {
-    // The shell waits for its child, so both must have got the signal for this to be quick.
+    // The shell waits for its child, so both must have got the signal for this to be quick. Its child speaks: while a shell
+    // makes one, it holds signals back.
     let (timeout, outcome) = once_up(has_spoken, Duration::from_millis(300), |timeout| Run {
         timeout,
-        ..bash("echo so far; sleep 300; :")
+        ..bash("(echo so far; exec sleep 300); :")
     })
     .await;
     assert_eq!(outcome.end, timed_out(None, Some(SignalName::TERM)));
