@@ -14,8 +14,10 @@ fn failures_end_it_soon_or_now() {
     let fleet = Fleet::new();
     let _worker = fleet.worker(40); // all of them run at once, whichever comes to the queue first
     let mut jobs = String::new();
+    let go = fleet.path("go");
+    let wait = format!("until [ -e {} ]; do sleep 0.05; done", go.display());
     for number in 0..40 {
-        let script = if number == 0 { "exit 1" } else { "sleep 0.05" };
+        let script = if number == 0 { "exit 1" } else { &wait };
         jobs += &format!("{}\n", json!({ "script": script }));
     }
     fs::write(fleet.path("jobs.jsonl"), &jobs).unwrap();
@@ -28,17 +30,20 @@ fn failures_end_it_soon_or_now() {
         "soon,fail=1",
         "jobs.jsonl",
     ];
-    let soon = fleet.batch(&args).run().expect_code(3);
+    let soon = fleet.batch(&args).spawn();
+    soon.wait_for_line(|line| line.contains("failed with exit code 1"));
+    fs::write(&go, "").unwrap();
+    let soon = soon.wait().expect_code(3);
     assert!(
         soon.stderr.contains("ended early: 1 did not succeed"),
         "{}",
         soon.stderr
     );
     let ended = results(&fleet.read("soon.jsonl"));
-    assert!((4..40).contains(&ended.len()), "{}", ended.len());
+    assert_eq!(ended.len(), 4, "what was under way ends, and nothing else is submitted");
     assert!(ended.values().all(|result| result["status"] != "cancelled"));
 
-    let long = jobs.replace("sleep 0.05", "sleep 300");
+    let long = jobs.replace(&wait, "sleep 300");
     fs::write(fleet.path("jobs.jsonl"), long).unwrap();
     let args = ["--results", "now.jsonl", "--max-fails", "0", "jobs.jsonl"];
     fleet.batch(&args).run().expect_code(3);
@@ -176,8 +181,8 @@ fn a_third_interrupt_leaves_and_the_cancel_stays_in_force() {
         submitter.wait_for_line(|line| line.contains("once more to leave: the cancel stays in force"));
         fleet.waits_for("control.log", *number);
         submitter.signal(Signal::INT);
-        let in_time = cancelled.elapsed() < LEAVES_AFTER;
         let told = submitter.wait().expect_code(3).stderr;
+        let in_time = cancelled.elapsed() < LEAVES_AFTER;
         let has_left = told.contains("SIGINT a third time: leaving");
         assert!(has_left || !in_time, "{told}");
         has_left

@@ -14,11 +14,11 @@ use crate::support::proxy::Loss;
 
 /// From the end of a run to the moment when the broker has applied its ack: a result has to be confirmed before, by a
 /// broker that may stand still for some seconds.
-const SETTLING: Duration = Duration::from_secs(5);
+const SETTLING: Duration = Duration::from_secs(20);
 
 /// From the moment when a worker had a job to the line that its command wrote, when it is not to wait for a slot: what
 /// lost its connection in between may start all the same.
-const STARTING: Duration = Duration::from_secs(2);
+const STARTING: Duration = Duration::from_secs(15);
 
 /// Problems that are shown, of each sort.
 const SHOWN: usize = 10;
@@ -31,7 +31,7 @@ pub struct Start {
     worker: String,
 }
 
-/// Starts by job, in the order of time.
+/// Starts by job, in the order of their attempts: a command may write itself down later than the one that follows it.
 pub type Starts = BTreeMap<String, Vec<Start>>;
 
 /// A message in a worker's hands.
@@ -85,7 +85,7 @@ pub fn read_ledger(ledger: &str) -> Starts {
     }
     starts
         .values_mut()
-        .for_each(|starts| starts.sort_by_key(|start| start.at));
+        .for_each(|starts| starts.sort_by_key(|start| (start.attempt, start.at)));
     starts
 }
 

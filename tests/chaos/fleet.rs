@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::jobs::{LEDGER, WORKER};
 use crate::support::cli::{Cli, Finished, Running};
@@ -153,6 +153,7 @@ impl Fleet {
             name, running, proxy, ..
         } = worker;
         let below = descendants(running.pid());
+        let from = SystemTime::now();
         running.signal(signal);
         tell(&format!("{name} gets {signal:?}"));
         let finished = tokio::task::spawn_blocking(|| running.wait()).await.expect("it ends");
@@ -161,9 +162,15 @@ impl Fleet {
         })
         .await;
         tell(&format!("nothing is left of {name}"));
+        let mut losses = proxy.losses();
+        if signal == Signal::KILL {
+            // The proxy may not know yet: it waits for the broker's side as well.
+            let to = SystemTime::now();
+            losses.push(Loss { from, to });
+        }
         self.past.push(Past {
             name,
-            losses: proxy.losses(),
+            losses,
             printed: finished.stderr.clone(),
         });
         finished

@@ -36,7 +36,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 const COUNTING: Duration = Duration::from_secs(6);
 
 /// How long threads and helpers that have nothing to do may stay.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(90);
 
 /// Says what happens, and when.
 pub fn tell(what: &str) {

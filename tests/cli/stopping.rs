@@ -127,16 +127,17 @@ fn a_reader_that_has_seen_enough_ends_the_run() {
         &[
             json!({"id": "long", "script": format!("touch {}; sleep 600", bench.arg("long.up"))}),
             json!({"id": "first", "command": ["true"]}),
-            json!({"id": "second", "script": bench.gated("head", "true")}),
+            json!({"id": "second", "script": bench.gated("head", &bench.gated("others", "true"))}),
         ],
     );
-    // `head` is gone for sure when the second result is written.
+    // `head` is gone for sure when the second result is written, and the long job, which that ends, has begun.
     let gone = bench.arg("head.go");
     let line = format!(
         r#"exec 3>&1; "$0" run --json --slots 2 {file} > >(head -1 >&3; exec <&-; touch {gone}); echo "exit $?" >&2"#
     );
     let running = bench.marked(Cli::program("bash", ["-c", &line, SYNTHEX])).spawn();
     bench.wait_until_up("long");
+    bench.open("others");
     let finished = running.wait().expect_code(0);
     assert_eq!(results(&finished)[0]["job_id"], "first");
     assert_eq!(finished.stdout.lines().count(), 1);

@@ -96,7 +96,7 @@ fn running_prefetched_and_delayed_jobs_are_cancelled() {
     wait_until(PATIENCE, "the job runs", || begun.exists());
     bench.send("default", "prefetched", &leaves(&ran));
     let mut later = leaves(&ran);
-    later["not_before"] = (Timestamp::now() + SignedDuration::from_secs(30)).to_string().into();
+    later["not_before"] = (Timestamp::now() + SignedDuration::from_secs(55)).to_string().into();
     bench.send("default", "delayed", &later);
     bench.waits_for("delay.20s", 1);
     worker.metric_becomes(r#"synthex_unacked{pool="default"}"#, 2.0);
@@ -202,6 +202,7 @@ fn a_paused_pool_starts_nothing_on_any_worker_and_what_runs_goes_on() {
 
     operate(&bench, &["pause", "default"]);
     bench.waits_for("jobs.default", 1); // while the other one runs
+    bench.waits_for("control.log", 1); // so that who comes later knows that there is an order to wait for
     let second = bench.start(&["--slots", "1"]);
     let paused = || {
         let pools = pools(&bench);
@@ -389,6 +390,7 @@ fn a_message_that_is_no_order_harms_nobody() {
     let worker = bench.worker(&[]);
     bench.listen();
     let control = bench.named("control");
+    ask_until(|| workers(&bench), |states| states.len() == 1); // by then it hears
     for (key, body) in [
         ("order.cancel", r#"{"order":"cancel"}"#),
         ("order.what", "\u{0}"),

@@ -33,6 +33,7 @@ fn with_letters() -> Bench {
     let failing = json!({"script": script, "retry": retry, "labels": {"team": "blue"}});
     bench.send("default", "failing", &failing);
     bench.replies(2);
+    bench.waits_for("dead", 1); // so that they come in this order
     bench.send("default", "invalid", &json!({"script": "true", "comand": 1}));
     bench.reply();
     bench.waits_for("dead", 2);

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, ask_until, block_on};
+use crate::bench::{Bench, PATIENCE, ask_until, block_on};
 use crate::fleet::assert_described;
+use crate::support::process::wait_until;
 
 const PASSWORD: &str = "hunter2";
 
@@ -42,10 +43,16 @@ fn all_is_well_beside_a_worker_and_nothing_is_left_behind() {
         let exchanges = names("rabbit_exchange", "list");
         block_on(broker.eval(&format!("{{lists:sort({queues}), lists:sort({exchanges})}}.")))
     };
+    wait_until(PATIENCE, "the worker has a queue of its own", || {
+        all().contains("amq.gen")
+    });
     let before = all();
     let found = ask_until(
         || findings(&bench, &[], 0),
-        |found| format!("{found:?}").contains("the clock of worker "),
+        |found| {
+            let found = format!("{found:?}");
+            found.contains("the broker's clock agrees") && found.contains("the clock of worker ")
+        },
     );
     let is = |check: &str, severity: &str, part: &str| {
         let mut of = found.iter().filter(|finding| finding["check"] == check);
@@ -64,7 +71,7 @@ fn all_is_well_beside_a_worker_and_nothing_is_left_behind() {
     is("clock", "ok", "the clock of worker ");
     assert!(found.iter().any(|finding| finding["check"] == "cgroup"));
     assert!(found.iter().any(|finding| finding["check"] == "landlock"));
-    assert_eq!(all(), before, "it leaves nothing");
+    wait_until(PATIENCE, "nothing of it is left", || all() == before);
     assert!(before.contains("synthex.jobs.default"), "{before}");
     assert_eq!(bench.ready("dead") + bench.ready("jobs.default"), 0);
     worker.stop();

@@ -99,7 +99,7 @@ fn a_look_into_a_delay_neither_loses_nor_counts_a_job() {
     let bench = Bench::new();
     let worker = bench.worker(&[]);
     bench.listen();
-    let at = Timestamp::now() + SignedDuration::from_secs(30);
+    let at = Timestamp::now() + SignedDuration::from_secs(45);
     bench.send(
         "default",
         "soon",

@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Worker, assert_has};
+use crate::bench::{Bench, Worker, ask_until, assert_has};
 
 /// Nearly as much as the properties of a message may have (a frame of 128 KiB), with ours beside it.
 const LARGE: usize = 130_800;
@@ -141,29 +141,31 @@ fn a_message_that_cannot_be_read_is_got_past_and_kept() {
         replies.push(bench.reply().json());
         missing.retain(|id| replies.iter().all(|reply| reply["job_id"] != *id));
     }
-    let told = worker.running.stderr().matches("cannot be read").count();
+    let told = worker.running.stderr().matches("cannot be read").count() as u64;
     worker.stop();
     bench.is_drained("jobs.default");
     replies.extend((0..bench.ready("my-replies")).map(|_| bench.reply().json()));
     for reply in &replies {
         assert_eq!(reply["status"], "succeeded", "{reply:#}");
         let attempt = reply["attempt"].as_u64().expect("it is a number");
-        let most = if reply["job_id"] == "later" { 1 } else { 2 };
-        assert!(attempt <= most, "only one session had others in it: {reply:#}");
+        let with_it = if reply["job_id"] == "later" { told - 1 } else { told };
+        assert!(attempt <= 1 + with_it, "as many sessions had others in it: {reply:#}");
     }
-    // Those that came before it in that session may have been running when it ended.
+    // Those that came before it in such a session may have been running when it ended.
     for (id, most) in [
-        ("before-1", 2),
-        ("before-2", 2),
-        ("after-1", 1),
-        ("after-2", 1),
-        ("after-3", 1),
-        ("later", 1),
+        ("before-1", 1 + told),
+        ("before-2", 1 + told),
+        ("after-1", told),
+        ("after-2", told),
+        ("after-3", told),
+        ("later", told),
     ] {
-        let runs = runs(&bench, id).len();
+        let runs = runs(&bench, id).len() as u64;
         assert!(runs <= most, "{id} ran {runs} times");
     }
-    assert_eq!(told, 1, "lines about one message");
+    // A broker that takes over a second to take back what a session had looks like one that has nothing, so that the pool
+    // takes all at once again.
+    assert!((1..=2).contains(&told), "{told} lines about one message");
     assert_eq!(bench.ready("dead"), 0);
 }
 
@@ -239,6 +241,8 @@ fn headers_nested_very_deep_end_no_worker() {
 fn headers_nested_very_deep_end_no_program_that_reads_orders_replies_or_dead_letters() {
     let bench = Bench::new();
     let worker = narrow_worker(&bench);
+    let asked = || bench.synthex(&["workers", "--json"]).run();
+    ask_until(asked, |told| told.stdout.lines().count() == 1); // by then it hears
     publish_nested(
         &bench,
         &bench.named("control"),
@@ -248,8 +252,11 @@ fn headers_nested_very_deep_end_no_program_that_reads_orders_replies_or_dead_let
     );
     publish_nested(&bench, "", &bench.named("dead"), b"{}", &bench.properties("nested"));
     for args in [&["dead", "list"][..], &["dead", "show", "nested"], &["workers"]] {
-        let told = bench.synthex(args).run().expect_code(0);
-        assert_eq!(told.stderr, "", "{args:?}");
+        // Of a worker that answers too late is said that there is none.
+        ask_until(
+            || bench.synthex(args).run().expect_code(0),
+            |told| told.stderr.is_empty(),
+        );
     }
     let shown = bench.synthex(&["dead", "show", "nested"]).run().expect_code(0).stdout;
     assert!(shown.contains("x-synthex-headers-dropped: true"), "{shown}");

@@ -7,7 +7,7 @@ use std::fs;
 use boon::{Compiler, Schemas};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, PATIENCE, Worker, assert_has};
+use crate::bench::{Bench, PATIENCE, Worker, ask_until, assert_has};
 use crate::support::cli::Running;
 use crate::support::process::{Signal, wait_until};
 
@@ -90,7 +90,11 @@ fn submit_follow_prints_what_is_written_while_it_is_written_and_exits_as_the_job
         .run();
     assert_eq!(quick.expect_code(0).stdout, "quick\n");
     let args = ["submit", "--follow", "--max-output", "1KiB", "--", "seq", "20000"];
-    let long = bench.synthex(&args).run().expect_code(0);
+    // The output of a job that is over is waited for 2 s, and it is said if it did not come.
+    let long = ask_until(
+        || bench.synthex(&args).run().expect_code(0),
+        |long| !long.stderr.contains("missing"),
+    );
     let numbers: Vec<String> = (1..=20_000).map(|number| format!("{number}\n")).collect();
     assert!(
         long.stdout == numbers.concat(),
@@ -144,7 +148,8 @@ fn logs_gives_what_was_written_and_with_follow_each_byte_once_to_the_end() {
     let (bench, _worker) = serving();
     let play = Play::new(&bench, "play");
     play.begin("echo before; echo oops >&2", "echo after; exit 1");
-    let looked = play.logs(&["--wait", "40s"]).wait().expect_code(0);
+    // The question is asked once, and a worker listens to one at a time.
+    let looked = ask_until(|| play.logs(&["--wait", "5s"]).wait(), |looked| looked.code != Some(75)).expect_code(0);
     assert_eq!((looked.stdout.as_str(), looked.stderr.as_str()), ("before\n", "oops\n"));
 
     let followers = [play.logs(&["-f"]), play.logs(&["-f"])];

@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use crate::bench::{Bench, Worker, assert_has, block_on};
+use crate::bench::{Bench, PATIENCE, Worker, assert_has, block_on};
+use crate::support::process::wait_until;
 
 const PASSWORD: &str = "hush-7f3a1c";
 
@@ -52,11 +53,10 @@ fn a_worker_that_may_not_declare_works_after_somebody_who_may_has() {
     bench.send_bytes("default", b"?", &bench.properties("bad"));
     assert_has(&bench.reply().json(), &json!({"job_id": "bad", "status": "rejected"}));
     assert_eq!(bench.dead_letter().body, b"?");
+    wait_until(PATIENCE, "started and consuming are told", || {
+        worker.metric("synthex_events_published_total{about=\"worker\"}") > 1.5
+    });
     worker.metric_becomes("synthex_events_dropped_total{about=\"worker\"}", 0.0);
-    assert!(
-        worker.metric("synthex_events_published_total{about=\"worker\"}") > 1.5,
-        "started and consuming"
-    );
     // A client that only may make a private queue can ask, too.
     bench.synthex(&["submit", "--wait", "--", "true"]).run().expect_code(0);
     worker.stop();

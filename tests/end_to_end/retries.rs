@@ -70,11 +70,11 @@ fn a_job_that_waits_for_its_retry_takes_no_slot() {
     let bench = Bench::new();
     let worker = bench.worker(&["--slots", "1"]);
     bench.listen();
-    // 20 s to 60 s, so the first tier it waits in is the one of 20 s.
+    // 1 to 3 min, so the first tier it waits in is the one of a minute.
     bench.send(
         "default",
         "waits",
-        &json!({"command": ["false"], "retry": {"max_attempts": 2, "initial": "40s"}}),
+        &json!({"command": ["false"], "retry": {"max_attempts": 2, "initial": "2m"}}),
     );
     assert_has(
         &bench.reply().json(),
@@ -85,7 +85,7 @@ fn a_job_that_waits_for_its_retry_takes_no_slot() {
         &bench.reply().json(),
         &json!({"job_id": "meanwhile", "status": "succeeded"}),
     );
-    bench.waits_for("delay.20s", 1);
+    bench.waits_for("delay.1m", 1);
     worker.stop();
 }
 

@@ -67,7 +67,8 @@ fn systemd_hears_when_a_worker_takes_jobs_lives_and_stops() {
     heard.extend(systemd.until("WATCHDOG=1"));
     assert!(!heard.concat().contains("READY=1"), "{heard:?}");
 
-    fs::write(bench.path("url"), &bench.url).unwrap();
+    fs::write(bench.path("url.new"), &bench.url).unwrap();
+    fs::rename(bench.path("url.new"), bench.path("url")).unwrap(); // which is never seen empty
     let ready = systemd.until("READY=1").pop();
     assert_eq!(ready.as_deref(), Some("READY=1\nSTATUS=takes jobs"));
     bench.listen();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::bench::{Worker, block_on};
+use crate::bench::{Worker, ask_until, block_on};
 use crate::compose::{read, root, words, yaml};
 use crate::prometheus::get;
 use crate::support::broker::{Broker, Setup};
@@ -201,7 +201,7 @@ fn each_role_may_do_its_work(stack: &Stack) {
         operate(&["submit", "--wait", "--", "echo", "from a container"]),
         "from a container\n"
     );
-    assert!(operate(&["workers"]).contains("default"));
+    ask_until(|| operate(&["workers"]), |told| told.contains("default"));
     operate(&["pause", "default"]);
     operate(&["resume", "default"]);
     operate(&["cancel", "nobody"]);

@@ -188,7 +188,7 @@ fn a_command_is_told_of_its_job_and_of_nothing_else() {
     let started: jiff::Timestamp = found["started_at"].as_str().expect("it ran").parse().expect("RFC 3339");
     let limit = deadline.duration_since(started);
     assert!(
-        (89..=90).contains(&limit.as_secs()),
+        (60..=90).contains(&limit.as_secs()),
         "the deadline is {limit:?} after the start"
     );
     let wanted = [

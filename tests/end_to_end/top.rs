@@ -8,6 +8,9 @@ use crate::support::process::{Signal, wait_until};
 use crate::support::proxy::Proxy;
 use crate::support::pty::Terminal;
 
+/// The key that selects the first row.
+const HOME: &str = "\x1b[H";
+
 /// The usual size of a terminal.
 const SIZE: (u16, u16) = (80, 24);
 
@@ -63,28 +66,29 @@ fn pools_workers_and_jobs_are_seen_and_operated() {
     assert!(job.contains("default bash running") && job.contains("█"), "{job}");
     assert!(screen.lines().all(|line| line.chars().count() <= 80));
 
-    // Nothing without a yes.
-    top.press("\x1b[B");
-    top.press("p");
-    top.wait_for("question", |screen| {
+    // Nothing without a yes. A look that is answered too late shows nobody, and then nothing is selected any more: so all
+    // keys begin at the first row, and are pressed again.
+    top.press_until(&format!("{HOME}p"), "question", |screen| {
         screen.contains("pause pool default: no worker starts jobs of it?")
     });
     top.press("n");
     top.wait_for("answer", |screen| screen.contains("nothing was done"));
-    top.press("py");
-    top.wait_for("pause", |screen| line(screen, "default").starts_with("default paused"));
-    top.press("py");
-    top.wait_for("end of the pause", |screen| {
+    top.press_until(&format!("{HOME}py"), "pause", |screen| {
+        line(screen, "default").starts_with("default paused")
+    });
+    top.press_until(&format!("{HOME}py"), "end of the pause", |screen| {
         line(screen, "default").starts_with("default consuming")
     });
 
-    top.press("\t\tcy");
+    top.press_until(&format!("{HOME}\t\tcy"), "end of the job", |screen| {
+        line(screen, &id[..20]).is_empty() && !line(screen, "default").is_empty()
+    });
     let reply = bench.reply().json();
     assert_has(&reply, &json!({"job_id": id, "status": "cancelled"}));
-    top.wait_for("end of the job", |screen| line(screen, &id[..20]).is_empty());
 
-    top.press("\x1b[H");
-    top.press("\tdy");
+    top.press_until(&format!("{HOME}\tdy"), "end of the worker", |_| {
+        !worker.running.is_running()
+    });
     worker.running.wait().expect_code(0);
     top.wait_for("end of the worker", |screen| screen.contains("0 workers"));
     top.press("?");
@@ -111,7 +115,7 @@ fn a_lost_broker_is_told_and_found_again_without_a_colour() {
         .replace(&format!(":{}/", broker.port()), &format!(":{}/", proxy.port()));
     let mut top = top(
         &bench,
-        &["--interval", "100ms", "--connect-timeout", "5s"],
+        &["default", "--interval", "100ms", "--connect-timeout", "5s"],
         &[("NO_COLOR", "1")],
     );
     top.wait_for("worker", |screen| screen.contains("1 workers"));

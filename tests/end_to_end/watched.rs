@@ -145,12 +145,12 @@ fn kill_a_spawner(worker: &Worker) {
         let name = fs::read_to_string(format!("/proc/{}/comm", process.pid));
         name.is_ok_and(|name| name.trim_end() == "synthex-spawner")
     };
-    let spawners: Vec<Process> = descendants(worker.running.pid())
-        .into_iter()
-        .filter(is_spawner)
-        .collect();
-    let count = f64::from(u32::try_from(spawners.len()).expect("a few"));
-    assert!((worker.metric("synthex_spawners_alive") - count).abs() < 0.5);
+    let spawners = || descendants(worker.running.pid()).into_iter().filter(is_spawner);
+    let count = worker.metric("synthex_spawners_alive");
+    wait_until(PATIENCE, "all of them have their names", || {
+        (spawners().count() as f64 - count).abs() < 0.5
+    });
+    let spawners: Vec<Process> = spawners().collect();
     spawners[0].signal(Signal::KILL);
     worker.metric_becomes("synthex_spawners_replaced_total", 1.0);
     worker.metric_becomes("synthex_spawners_alive", count);

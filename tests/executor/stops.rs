@@ -97,9 +97,10 @@ async fn an_end_that_is_asked_for_gives_the_grace_of_the_timeout() {
     let spawners = spawners();
     for (trap, grace, ended_by) in [
         ("echo saved; exit 0", SOON, EndedBy::TermSignal),
-        ("echo saved", Duration::from_secs(5), EndedBy::Kill),
+        ("echo saved", Duration::from_secs(15), EndedBy::Kill),
     ] {
-        let script = format!(r#"trap '{trap}' TERM; echo >"$1"; while :; do sleep 60 & wait $!; done"#);
+        // A signal that comes while the shell makes a child is obeyed after that, and the child does not get it.
+        let script = format!(r#"trap '{trap}' TERM; echo >"$1"; while :; do sleep 5 & wait $!; done"#);
         let (announced, run) = Announcement::by(run(["bash", "-c", &script, "bash"]));
         let run = Run {
             kill_grace: grace,

@@ -90,6 +90,8 @@ pub async fn a_suspect_whose_neighbour_never_ends_is_put_off_and_runs_at_last<T:
         [(3, Status::Succeeded)],
         "a put-off is no attempt"
     );
+    let put_off = |event: &Event| matches!(event, Event::JobDelayed { .. });
+    live.observer.wait_for_times(3, "a put-off", put_off).await; // told after it is done
     assert_eq!(put_offs(&live), 3);
     rig.open("never");
     let rest = rig.finish_with(live, 1).await;

@@ -66,6 +66,7 @@ async fn a_full_disk_is_told_once_and_costs_no_result() {
     becomes(&worker, "results_unconfirmed", 3.0);
     assert_eq!(scrape(&metrics(&worker), "outbox_records"), 0.0);
     let is_warning = |line: &&str| line.contains("failed to write to the outbox");
+    worker.wait_for_line(|line| is_warning(&line));
     let warnings: Vec<String> = worker.stderr().lines().filter(is_warning).map(str::to_owned).collect();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     for words in ["No space left on device", ".outbox", "--outbox"] {

@@ -295,7 +295,7 @@ impl<T: Transport> Rig<T> {
             restarts: 3,
             within: Duration::from_secs(60),
         };
-        let tree = Supervisor::new("worker", Strategy::OneForOne, budget, tasks.clone());
+        let tree = Supervisor::new("worker", Strategy::OneForOne, budget, tasks.clone()).drain_grace(PATIENCE);
         let (transport, names) = (worker.transport.clone(), worker.names.clone());
         let publishes = publisher.map(|publisher| publisher.child(transport, names, Declare::Active, state));
         let tree = publishes

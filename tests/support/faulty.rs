@@ -8,6 +8,7 @@
 //! outcome has arrived or has not, a subscription that ends gives back what was not taken from it.
 
 use std::ops::{Bound, RangeBounds};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -93,6 +94,8 @@ struct Script {
     ack: Mutex<Vec<Rule<Envelope, AckFault>>>,
     sent: Mutex<Vec<Publication>>,
     acked: Mutex<Vec<Envelope>>,
+    /// An ack was lost, and nobody was told.
+    lost_unnoticed: AtomicBool,
 }
 
 /// A fault, and which of the operations that match have it, counted from 1.
@@ -298,10 +301,16 @@ impl<S: Subscription> Subscription for FaultySubscription<S> {
     }
 
     fn barrier(&self) -> Barrier {
-        match &self.inner {
-            Some(inner) => inner.barrier(),
-            None => Box::new(|| Box::pin(std::future::ready(false))),
-        }
+        let script = self.script.clone();
+        let inner = self.inner.as_ref().map(Subscription::barrier);
+        Box::new(move || {
+            // No answer comes behind an ack that never arrives.
+            let is_behind_all = !script.lost_unnoticed.load(Ordering::Relaxed);
+            match &inner {
+                Some(inner) if is_behind_all => inner(),
+                _ => Box::pin(std::future::ready(false)),
+            }
+        })
     }
 
     async fn extend(&mut self) -> Result<(), TransportError> {
@@ -360,7 +369,10 @@ async fn ack(delivery: Delivery, script: &Script) -> Result<(), SettleError> {
     match due(&script.ack, &envelope) {
         // The delivery is dropped, and so given back.
         Some(AckFault::Lost) => return Err(SettleError),
-        Some(AckFault::LostUnnoticed) => return Ok(()),
+        Some(AckFault::LostUnnoticed) => {
+            script.lost_unnoticed.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
         Some(AckFault::Hangs(gate)) => {
             gate.pass().await;
             delivery.ack().await?;

@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -101,15 +101,38 @@ impl Terminal {
     /// When that does not come: with the screen.
     #[track_caller]
     pub fn wait_for(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
-        let end = std::time::Instant::now() + PATIENCE;
-        while std::time::Instant::now() < end {
+        let shown = self.shows_within(PATIENCE, wanted);
+        shown.unwrap_or_else(|| panic!("no {what} on\n{}", self.screen()))
+    }
+
+    /// The screen, as soon as it is as wanted.
+    fn shows_within(&self, limit: Duration, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        let end = Instant::now() + limit;
+        while Instant::now() < end {
             let screen = self.screen();
             if wanted(&screen) {
-                return screen;
+                return Some(screen);
             }
             thread::sleep(Duration::from_millis(20));
         }
-        panic!("no {what} on\n{}", self.screen());
+        None
+    }
+
+    /// Presses keys until they have an effect, and gives the screen then. For those that may be pressed again.
+    ///
+    /// # Panics
+    /// When they have none: with the screen.
+    #[track_caller]
+    pub fn press_until(&mut self, keys: &str, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        const TRIES: usize = 8;
+        for _ in 1..TRIES {
+            self.press(keys);
+            if let Some(screen) = self.shows_within(Duration::from_secs(10), &wanted) {
+                return screen;
+            }
+        }
+        self.press(keys);
+        self.wait_for(what, wanted)
     }
 
     /// Presses keys.

@@ -97,9 +97,9 @@ pub fn fork_chain(cage: &Cage) -> Member {
     Member::new(job, succeeded("begun\n")).with_processes(2)
 }
 
-/// It takes a second, so it is met on its way.
+/// It takes a minute, so it is met on its way.
 pub fn fork_chain_that_goes_on(cage: &Cage) -> Member {
-    let job = json!({"command": [cage.program("fork_chain"), "2000", "500", "leave"]});
+    let job = json!({"command": [cage.program("fork_chain"), "2000", "30000", "leave"]});
     Member::new(job, succeeded("begun\n")).with_processes(2).and(|seen| {
         assert!(
             !seen.cage.has_word("last", seen.id),
