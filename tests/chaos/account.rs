@@ -14,11 +14,11 @@ use crate::support::proxy::Loss;
 
 /// From the end of a run to the moment when the broker has applied its ack: a result has to be confirmed before, by a
 /// broker that may stand still for some seconds.
-const SETTLING: Duration = Duration::from_secs(20);
+const SETTLING: Duration = Duration::from_secs(5);
 
-/// From the moment when a worker had a job to the line that its command wrote, when it is not to wait for a slot: what
-/// lost its connection in between may start all the same.
-const STARTING: Duration = Duration::from_secs(15);
+/// From the moment when a worker had a job to its start, when it is not to wait for a slot: what lost its connection in
+/// between may start all the same.
+const STARTING: Duration = Duration::from_secs(2);
 
 /// Problems that are shown, of each sort.
 const SHOWN: usize = 10;
@@ -213,10 +213,12 @@ impl Account {
     fn holds<'a>(&'a self, id: &str, starts: &'a [Start], results: &[JobResult]) -> Vec<Hold<'a>> {
         let run = |start: &'a Start| {
             let result = results.iter().find(|result| result.attempt == start.attempt);
+            // Its shell may have had to wait for a processor before it wrote itself down.
+            let begun = result.and_then(|result| result.started_at).map(system_time);
             Hold {
                 attempt: start.attempt,
                 worker: &start.worker,
-                from: start.at - STARTING,
+                from: begun.map_or(start.at, |begun| begun.min(start.at)) - STARTING,
                 until: result.map(|result| system_time(result.finished_at) + SETTLING),
             }
         };

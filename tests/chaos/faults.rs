@@ -149,13 +149,17 @@ async fn silence(worker: &Worker) {
     worker.proxy.cut_silent();
 }
 
-async fn silence_and_stop(stage: &Stage, place: usize, moment: Duration) {
+async fn silence_and_stop(stage: &mut Stage, place: usize, moment: Duration) {
     let worker = &stage.fleet.workers[place];
     worker.proxy.silence();
     tokio::time::sleep(SILENCE - moment).await;
+    let from = SystemTime::now();
     stop_broker(stage, moment * 2).await;
     worker.ready().await;
     worker.proxy.cut_silent();
+    // So long that others may give it up, too; their proxies hear of that only when it goes on.
+    let to = SystemTime::now();
+    stage.broker_away.push(Loss { from, to });
 }
 
 async fn kill_both(stage: &mut Stage, place: usize) {

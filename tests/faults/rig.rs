@@ -188,7 +188,7 @@ impl<T: Transport> Rig<T> {
     }
 
     /// Publishes a job that runs only after the shortest delay, behind all that waits there, confirmed.
-    async fn publish_delayed(&self, id: &str, job: &Value) {
+    pub async fn publish_delayed(&self, id: &str, job: &Value) {
         let publication = Publication {
             exchange: self.names.delay(&TIERS[0]),
             ..self.job(id.to_owned(), job.to_string())
