@@ -16,6 +16,9 @@ use crate::transport::{PublishError, TransportError};
 const RETRY_INITIAL: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
+/// What to do where no broker is reached.
+const UNREACHED: &str = "check that it runs and that --amqp-url is right";
+
 const DEFAULT_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
 
 #[derive(Args)]
@@ -105,7 +108,7 @@ impl Patience {
         let limit = self.limit;
         let Some(error) = last else {
             let message = format!(
-                "the broker at {} did not answer within {limit} (--connect-timeout)",
+                "the broker at {} did not answer within {limit} (--connect-timeout); {UNREACHED}",
                 self.hosts
             );
             return Failure::new(Exit::Unavailable, message);
@@ -229,9 +232,32 @@ pub(super) fn broker_failure(error: &TransportError) -> Failure {
         TransportError::Exhausted { .. } => Exit::Failure,
     };
     let hint = match error {
-        TransportError::Unreachable { .. } => "; check that it runs and that --amqp-url is right",
-        TransportError::Unavailable { .. } => "; try again once the queue's node runs; the broker's log says more",
-        _ => "",
+        TransportError::Unreachable { .. } => format!("; {UNREACHED}"),
+        TransportError::Unavailable { .. } => {
+            "; try again once the queue's node runs; the broker's log says more".into()
+        }
+        _ => String::new(),
     };
     Failure::new(exit, format!("failed to {error}{hint}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_says_nothing_at_all_is_named_with_what_to_do() {
+        let limit: Span = "1s".parse().unwrap();
+        let patience = Patience {
+            hosts: "there:5672".to_owned(),
+            limit,
+            deadline: Instant::now() + limit.get(),
+        };
+        let never = async || std::future::pending::<Result<(), TransportError>>().await;
+        let failure = patience.persist(never).await.unwrap_err();
+        assert_eq!(failure.exit, Exit::Unavailable);
+        for word in ["there:5672", "within 1s (--connect-timeout)", "--amqp-url"] {
+            assert!(failure.message.contains(word), "{}", failure.message);
+        }
+    }
 }
