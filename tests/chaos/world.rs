@@ -29,8 +29,8 @@ pub const RESULTS: &str = "all-results";
 /// The variable by which a command of this run is known.
 pub const MARK: &str = "SYNTHEX_TEST_MARK";
 
-/// How long anything may take that has to come, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// How long anything may take that has to come, on a busy machine: a broker's start, for one.
+pub const PATIENCE: Duration = Duration::from_secs(200);
 
 /// RabbitMQ counts what is in a quorum queue every five seconds.
 const COUNTING: Duration = Duration::from_secs(6);
