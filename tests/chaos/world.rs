@@ -16,7 +16,7 @@ use crate::fleet::{Fleet, SLOTS};
 use crate::footprint::Footprint;
 use crate::jobs::Kind;
 use crate::producer::Producer;
-use crate::support::broker::{Broker, Vhost, transport};
+use crate::support::broker::{Broker, Vhost, patiently, transport};
 use crate::support::process::{alive_with_env, eventually};
 use crate::support::proxy::Loss;
 use crate::support::random::Random;
@@ -77,8 +77,7 @@ impl World {
         let (amqp, names) = (Amqp::new(AmqpConfig::new(addresses)), Names::new("synthex"));
         // Whoever comes later tries again.
         let patient = transport(&vhost.url(), PATIENCE);
-        let declared = patient.declare(&topology(&names), Declare::Active).await;
-        declared.expect("an empty broker");
+        patiently(async || patient.declare(&topology(&names), Declare::Active).await).await;
 
         let folder = tempfile::tempdir().unwrap();
         let mark = JobId::random().to_string();

@@ -11,7 +11,7 @@ use synthex::transport::{
     Delivery, Publication, PublishError, QueueDepth, Routing, Subscribe, Subscription, Transport,
 };
 
-use crate::support::broker::Vhost;
+use crate::support::broker::{Vhost, patiently};
 
 /// How long nothing has to come to count as nothing: many times what a delivery takes on a private node.
 pub const QUIET: Duration = Duration::from_millis(300);
@@ -46,8 +46,7 @@ impl<T: Transport> Bench<T> {
     }
 
     pub async fn declare(&self, topology: &Topology) {
-        let declared = self.broker.declare(topology, Declare::Active).await;
-        declared.expect("a declare on a broker that has nothing else");
+        patiently(async || self.broker.declare(topology, Declare::Active).await).await;
     }
 
     pub async fn publish(&self, publication: &Publication) -> Result<(), PublishError> {

@@ -14,6 +14,7 @@ use synthex::transport::topology::{Binding, DeadLetter, Declare, Queue, Topology
 use synthex::transport::{Publication, Routing, Subscription, Transport};
 
 use crate::rig::{POOL, Rig, ends};
+use crate::support::broker::patiently;
 use crate::support::faulty::{AckFault, Faulty, Gate, PublishFault, anything};
 
 /// More than two pages of a pass.
@@ -166,8 +167,7 @@ pub async fn every_way_to_the_dead_letters_is_told_by_its_reason<T: Transport>(r
         bindings: bindings.into(),
         ..Topology::default()
     };
-    let declared = rig.broker.declare(&topology, Declare::Active).await;
-    declared.expect("the queues are new");
+    patiently(async || rig.broker.declare(&topology, Declare::Active).await).await;
 
     for name in ["nobody", "timed", "limited", POOL] {
         publish(&rig, rig.names.jobs(), name, job(name)).await;

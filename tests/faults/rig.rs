@@ -27,7 +27,7 @@ use synthex::worker::spool::Spool;
 use synthex::worker::{Audience, Circuits, Elsewhere, Ending, Identity, InHand, Ledgers, Watch, Worker};
 use tokio::task::JoinHandle;
 
-use crate::support::broker::Vhost;
+use crate::support::broker::{Vhost, patiently};
 use crate::support::observer::Recorder;
 use crate::support::process::{alive_with_env, eventually};
 
@@ -110,10 +110,7 @@ impl<T: Transport> Rig<T> {
             queue: RESULTS.into(),
             routing_key: "#".into(),
         });
-        broker
-            .declare(&topology, Declare::Active)
-            .await
-            .expect("an empty broker");
+        patiently(async || broker.declare(&topology, Declare::Active).await).await;
         Self {
             broker,
             names,

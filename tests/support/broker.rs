@@ -23,8 +23,9 @@ mod node;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use synthex::transport::TransportError;
 use synthex::transport::amqp::{Addresses, Amqp, AmqpConfig};
 
 use super::process::Signal;
@@ -49,6 +50,21 @@ pub fn transport(url: &str, connect_timeout: Duration) -> Amqp {
         connect_timeout,
         ..AmqpConfig::new(addresses)
     })
+}
+
+/// Asks a broker until it does as it is asked: one that has to wait for its processor may give up a queue's declaration.
+///
+/// # Panics
+/// When it refuses for good, or does nothing within a minute.
+pub async fn patiently<T>(mut ask: impl AsyncFnMut() -> Result<T, TransportError>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(error.is_transient() && Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 impl Broker {

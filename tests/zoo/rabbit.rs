@@ -11,7 +11,7 @@ use synthex::transport::{Publication, Routing, Subscribe, Subscription, Transpor
 use tokio::runtime::Runtime;
 
 use crate::cage::PATIENCE;
-use crate::support::broker::Broker;
+use crate::support::broker::{Broker, patiently};
 use crate::worker::{Inbox, POOL};
 
 /// Publishes under way at once.
@@ -82,8 +82,8 @@ impl Rabbit {
             topology: Arc::new(topology),
             declare: Declare::Active,
         };
-        let subscribed = self.runtime().block_on(self.amqp.subscribe(&request));
-        let mut subscription = subscribed.expect("the broker is well");
+        let subscribing = patiently(async || self.amqp.subscribe(&request).await);
+        let mut subscription = self.runtime().block_on(subscribing);
         self.runtime().spawn(async move {
             while let Some(delivery) = subscription.next().await {
                 inbox.put(&delivery.envelope.body);
