@@ -16,9 +16,6 @@ use crate::transport::{PublishError, TransportError};
 const RETRY_INITIAL: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// What to do where no broker is reached.
-const UNREACHED: &str = "check that it runs and that --amqp-url is right";
-
 const DEFAULT_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
 
 #[derive(Args)]
@@ -108,7 +105,8 @@ impl Patience {
         let limit = self.limit;
         let Some(error) = last else {
             let message = format!(
-                "the broker at {} did not answer within {limit} (--connect-timeout); {UNREACHED}",
+                "the broker at {} did not answer within {limit} (--connect-timeout); check that it runs, has no memory or \
+                 disk alarm, and that --amqp-url is right",
                 self.hosts
             );
             return Failure::new(Exit::Unavailable, message);
@@ -232,11 +230,9 @@ pub(super) fn broker_failure(error: &TransportError) -> Failure {
         TransportError::Exhausted { .. } => Exit::Failure,
     };
     let hint = match error {
-        TransportError::Unreachable { .. } => format!("; {UNREACHED}"),
-        TransportError::Unavailable { .. } => {
-            "; try again once the queue's node runs; the broker's log says more".into()
-        }
-        _ => String::new(),
+        TransportError::Unreachable { .. } => "; check that it runs and that --amqp-url is right",
+        TransportError::Unavailable { .. } => "; try again once the queue's node runs; the broker's log says more",
+        _ => "",
     };
     Failure::new(exit, format!("failed to {error}{hint}"))
 }

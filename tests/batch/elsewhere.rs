@@ -74,7 +74,10 @@ fn a_detached_batch_is_followed_fetched_and_gone() {
         gone.stderr == "synthex: no results wait: 30 were taken before: 29 succeeded, 1 failed\n"
     });
     is_finished(&fleet, &id, &json!({"succeeded": 29, "failed": 1}));
-    fleet.waits_for("batches", 3); // so that the next who reads it knows how much there is to read
+    // So that the next who reads it knows how much there is to read.
+    wait_until(PATIENCE, "begin, end of the input, and end are counted", || {
+        fleet.queue("batches").is_some_and(|log| log.messages >= 3)
+    });
     fleet.batch(&["wait", &id]).run().expect_code(3);
 
     let unknown = fleet.batch(&["status", "nobody"]).run().expect_code(2);

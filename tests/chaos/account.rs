@@ -214,7 +214,9 @@ impl Account {
         let run = |start: &'a Start| {
             let result = results.iter().find(|result| result.attempt == start.attempt);
             // Its shell may have had to wait for a processor before it wrote itself down.
-            let begun = result.and_then(|result| result.started_at).map(system_time);
+            let has_no_twin = starts.iter().filter(|other| other.attempt == start.attempt).count() == 1;
+            let begun = result.filter(|_| has_no_twin).and_then(|result| result.started_at);
+            let begun = begun.map(system_time);
             Hold {
                 attempt: start.attempt,
                 worker: &start.worker,

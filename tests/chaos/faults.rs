@@ -155,10 +155,10 @@ async fn silence_and_stop(stage: &mut Stage, place: usize, moment: Duration) {
     tokio::time::sleep(SILENCE - moment).await;
     let from = SystemTime::now();
     stop_broker(stage, moment * 2).await;
-    worker.ready().await;
-    worker.proxy.cut_silent();
     // So long that others may give it up, too; their proxies hear of that only when it goes on.
     let to = SystemTime::now();
+    worker.ready().await;
+    worker.proxy.cut_silent();
     stage.broker_away.push(Loss { from, to });
 }
 

@@ -107,6 +107,7 @@ fn with_a_pool_file_the_command_sees_what_the_pool_gives() {
 
 #[test]
 fn the_command_knows_its_job_and_its_deadline() {
+    let before = jiff::Timestamp::now();
     let known = result(
         &["--id", "job.7", "--timeout", "100s"],
         r#"echo "$SYNTHEX_JOB_ID"; echo "$SYNTHEX_DEADLINE""#,
@@ -114,9 +115,9 @@ fn the_command_knows_its_job_and_its_deadline() {
     let lines: Vec<&str> = known["stdout"]["text"].as_str().unwrap().lines().collect();
     assert_eq!((lines[0], &known["job_id"]), ("job.7", &json!("job.7")));
     let deadline: jiff::Timestamp = lines[1].parse().unwrap();
-    let left = deadline.as_millisecond() - millis(&known, "started_at");
-    // The clock is read twice, and between the two the job may have to wait for a processor.
-    assert!((40_000..=100_000).contains(&left), "{left} ms");
+    let counted_from = deadline.as_millisecond() - 100_000;
+    let possible = before.as_millisecond()..=millis(&known, "started_at");
+    assert!(possible.contains(&counted_from), "{counted_from} in {possible:?}");
 }
 
 #[test]
@@ -200,7 +201,7 @@ fn a_timeout_ends_the_command_the_way_it_was_asked_to() {
             "--kill-grace",
             "30s",
         ];
-        let script = "echo so far; trap 'echo bye; exit 5' INT; while :; do sleep 0.05; done";
+        let script = "trap 'echo bye; exit 5' INT; echo so far; while :; do sleep 0.05; done";
         result(&flags, script)
     });
     assert_eq!(

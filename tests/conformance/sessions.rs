@@ -3,6 +3,7 @@
 use synthex::transport::{SettleError, Subscription, Transport};
 
 use crate::bench::{Bench, ack, eventually, nothing_comes, queue, queues, request, soon, take, take_all, texts, to};
+use crate::support::broker::patiently;
 
 pub async fn a_lost_session_ends_the_subscription_and_the_next_one_works<T: Transport>(bench: Bench<T>) {
     bench.declare(&queues([queue("jobs")])).await;
@@ -53,17 +54,5 @@ pub async fn a_lost_session_does_not_stop_publishing<T: Transport>(bench: Bench<
 
 /// Subscribes as the worker does: again, for as long as the error may pass.
 async fn resubscribe<T: Transport>(bench: &Bench<T>, queue: &str) -> T::Subscription {
-    let mut subscription = None;
-    eventually("a subscription", async || {
-        match bench.broker.subscribe(&request(queue, 10)).await {
-            Ok(live) => {
-                subscription = Some(live);
-                true
-            }
-            Err(error) if error.is_transient() => false,
-            Err(error) => panic!("subscribe: {error}"),
-        }
-    })
-    .await;
-    subscription.expect("the last answer was a subscription")
+    patiently(async || bench.broker.subscribe(&request(queue, 10)).await).await
 }

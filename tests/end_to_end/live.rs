@@ -90,11 +90,10 @@ fn submit_follow_prints_what_is_written_while_it_is_written_and_exits_as_the_job
         .run();
     assert_eq!(quick.expect_code(0).stdout, "quick\n");
     let args = ["submit", "--follow", "--max-output", "1KiB", "--", "seq", "20000"];
-    // The output of a job that is over is waited for 2 s, and it is said if it did not come.
-    let long = ask_until(
-        || bench.synthex(&args).run().expect_code(0),
-        |long| !long.stderr.contains("missing"),
-    );
+    // The output of a job that is over is waited for 2 s, which a busy machine may need, and it is said if it did not come.
+    let mut tries = (0..LIMITS.len()).map(|_| bench.synthex(&args).run().expect_code(0));
+    let long = tries.find(|long| !long.stderr.contains("missing"));
+    let long = long.expect("it comes in time");
     let numbers: Vec<String> = (1..=20_000).map(|number| format!("{number}\n")).collect();
     assert!(
         long.stdout == numbers.concat(),
@@ -148,7 +147,7 @@ fn logs_gives_what_was_written_and_with_follow_each_byte_once_to_the_end() {
     let (bench, _worker) = serving();
     let play = Play::new(&bench, "play");
     play.begin("echo before; echo oops >&2", "echo after; exit 1");
-    // The question is asked once, and a worker listens to one at a time.
+    // The question is asked once, and lost where the worker takes over a second to begin to listen for the answer.
     let looked = ask_until(|| play.logs(&["--wait", "5s"]).wait(), |looked| looked.code != Some(75)).expect_code(0);
     assert_eq!((looked.stdout.as_str(), looked.stderr.as_str()), ("before\n", "oops\n"));
 

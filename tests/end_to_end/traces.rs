@@ -181,8 +181,8 @@ fn who_is_not_followed_is_told_what_it_told_and_who_tells_nothing_begins_a_trace
     assert_ne!(trace, TRACE, "a traceparent that is none begins a trace, as none does");
     assert_eq!(&reply.header("traceparent")[3..35], trace);
 
+    worker.stop(); // which sends what there is
     let process = &receiver.spans_of(trace, 1, 7)[&format!("process {}", bench.named("jobs.default"))];
-    worker.stop();
     assert_has(
         process,
         &json!({"parent": "", "flags": 0x101, "status": "STATUS_CODE_UNSET"}),

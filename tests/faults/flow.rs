@@ -13,9 +13,8 @@ use synthex::worker::event::{Circuit, Event};
 use synthex::worker::orders::Orders;
 
 use crate::orders::cancel;
-use crate::rig::{Live, PATIENCE, Rig, ends};
+use crate::rig::{Live, Rig, ends};
 use crate::support::faulty::{Faulty, Gate, PublishFault, results};
-use crate::support::process::eventually;
 
 fn rate(count: u32, per: Duration, burst: u32) -> Rate {
     Rate {
@@ -217,5 +216,5 @@ pub async fn while_the_broker_takes_nothing_one_result_tries_for_all<T: Transpor
     let stopped = live.stop().await;
     stopped.assert_clean();
     assert_eq!(stopped.metric("circuit_state{circuit=\"results\"}"), 0.0);
-    eventually(PATIENCE, "its file is gone", || rig.outbox_files() == 0).await;
+    rig.outbox_is_gone().await;
 }

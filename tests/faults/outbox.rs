@@ -67,8 +67,7 @@ pub async fn a_result_that_is_never_confirmed_is_published_by_the_next_worker<T:
     );
     rig.assert_queue_is_empty().await;
     assert!(rig.results().await.is_empty(), "it has one result");
-    // A thread that removes the file may go on for a moment when nobody waits for it any more.
-    eventually(PATIENCE, "its file is gone", || rig.outbox_files() == 0).await;
+    rig.outbox_is_gone().await;
 }
 
 pub async fn a_dead_letter_that_is_never_confirmed_is_published_by_the_next_worker<T: Transport>(rig: Rig<T>) {
@@ -132,6 +131,11 @@ impl<T: Transport> Rig<T> {
     fn files_of_outbox(&self) -> impl Iterator<Item = PathBuf> {
         let folder = std::fs::read_dir(self.path(OUTBOX)).expect("the worker has made it");
         folder.map(|entry| entry.expect("it is there").path())
+    }
+
+    /// Waits until the outbox has no file: the thread that removes it may go on when nobody waits for it any more.
+    pub async fn outbox_is_gone(&self) {
+        eventually(PATIENCE, "its file is gone", || self.outbox_files() == 0).await;
     }
 
     /// Waits until no file of the outbox is locked: who wrote last may be a thread that outlives a dropped worker.

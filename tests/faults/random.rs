@@ -89,7 +89,7 @@ async fn publish_some<T: Transport>(rig: &Rig<T>, round: usize, account: &mut Ac
 async fn publish_one<T: Transport>(rig: &Rig<T>, id: &str, account: &mut Account) {
     account.expected.insert(id.to_owned(), Status::Succeeded);
     account.copies.insert((id.to_owned(), 1), 1);
-    // Behind what was counted and waits to be queued again, and longer than that takes.
+    // By way of the delay, so that it comes behind what was counted; it runs for longer than the delay.
     rig.publish_delayed(id, &json!({ "command": ["sleep", "0.5"] })).await;
 }
 

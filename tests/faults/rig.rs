@@ -129,6 +129,11 @@ impl<T: Transport> Rig<T> {
         }
     }
 
+    /// Whether its broker is in this process, and so never waits for a processor of its own.
+    pub fn is_embedded(&self) -> bool {
+        matches!(self.sessions, Sessions::Memory(_))
+    }
+
     /// The virtual host that a rig on RabbitMQ has for itself.
     pub fn vhost(&self) -> &Vhost {
         match &self.sessions {
@@ -292,6 +297,7 @@ impl<T: Transport> Rig<T> {
             restarts: 3,
             within: Duration::from_secs(60),
         };
+        // When it gives up, what is in hand has time to finish, on a busy machine, too.
         let tree = Supervisor::new("worker", Strategy::OneForOne, budget, tasks.clone()).drain_grace(PATIENCE);
         let (transport, names) = (worker.transport.clone(), worker.names.clone());
         let publishes = publisher.map(|publisher| publisher.child(transport, names, Declare::Active, state));

@@ -70,13 +70,13 @@ pub async fn jobs_on_their_way_when_the_stop_comes_go_back_unmarked<T: Transport
 /// has it send one more, and where a stop meets that is chance: so several of them. A broker that has to wait for its
 /// processor may send it too late for that, but not each time.
 pub async fn stops_under_flow_mark_no_job<T: Transport>(rig: Rig<T>) {
-    const TRIES: usize = 3;
-    for number in 1..=TRIES {
+    let tries = if rig.is_embedded() { 1 } else { 3 };
+    for number in 1..=tries {
         if marked_by_stops_under_flow(&rig, number).await == 0 {
             return;
         }
     }
-    panic!("{TRIES} times in a row, stops marked jobs");
+    panic!("{tries} times in a row, stops marked jobs");
 }
 
 /// How many jobs are marked by five stops.
@@ -98,7 +98,10 @@ async fn marked_by_stops_under_flow<T: Transport>(rig: &Rig<T>, number: usize) -
     }
     let results = rig.results().await;
     if marked > 0 {
-        rig.finish(ids.len() - results.len()).await;
+        let rest = rig.finish(ids.len() - results.len()).await;
+        let all = rest.into_values().chain(results.values().map(|results| ends(results)));
+        let statuses: Vec<Status> = all.flatten().map(|(_, status)| status).collect();
+        assert_eq!(statuses, vec![Status::Succeeded; ids.len()]);
         return marked;
     }
     let mut unstarted = ids;

@@ -23,7 +23,7 @@ mod node;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use synthex::transport::TransportError;
 use synthex::transport::amqp::{Addresses, Amqp, AmqpConfig};
@@ -57,14 +57,17 @@ pub fn transport(url: &str, connect_timeout: Duration) -> Amqp {
 /// # Panics
 /// When it refuses for good, or does nothing within a minute.
 pub async fn patiently<T>(mut ask: impl AsyncFnMut() -> Result<T, TransportError>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        match ask().await {
-            Ok(answer) => return answer,
-            Err(error) => assert!(error.is_transient() && Instant::now() < deadline, "{error}"),
+    let asking = async {
+        loop {
+            match ask().await {
+                Ok(answer) => return answer,
+                Err(error) => assert!(error.is_transient(), "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    };
+    let answered = tokio::time::timeout(Duration::from_secs(60), asking).await;
+    answered.expect("the broker does as it is asked")
 }
 
 impl Broker {

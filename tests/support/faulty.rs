@@ -94,8 +94,6 @@ struct Script {
     ack: Mutex<Vec<Rule<Envelope, AckFault>>>,
     sent: Mutex<Vec<Publication>>,
     acked: Mutex<Vec<Envelope>>,
-    /// An ack was lost, and nobody was told.
-    lost_unnoticed: AtomicBool,
 }
 
 /// A fault, and which of the operations that match have it, counted from 1.
@@ -273,6 +271,8 @@ pub struct FaultySubscription<S> {
     fault: Option<SubscribeFault>,
     taken: usize,
     cancelled: bool,
+    /// An ack of it was lost, and nobody was told.
+    ack_is_lost: Arc<AtomicBool>,
 }
 
 impl<S: Subscription> FaultySubscription<S> {
@@ -283,6 +283,7 @@ impl<S: Subscription> FaultySubscription<S> {
             fault,
             taken: 0,
             cancelled: false,
+            ack_is_lost: Arc::default(),
         }
     }
 }
@@ -297,15 +298,15 @@ impl<S: Subscription> Subscription for FaultySubscription<S> {
         }
         let delivery = self.inner.as_mut()?.next().await?;
         self.taken += 1;
-        Some(wrapped(delivery, self.script.clone()))
+        Some(wrapped(delivery, self.script.clone(), self.ack_is_lost.clone()))
     }
 
     fn barrier(&self) -> Barrier {
-        let script = self.script.clone();
+        let ack_is_lost = self.ack_is_lost.clone();
         let inner = self.inner.as_ref().map(Subscription::barrier);
         Box::new(move || {
             // No answer comes behind an ack that never arrives.
-            let is_behind_all = !script.lost_unnoticed.load(Ordering::Relaxed);
+            let is_behind_all = !ack_is_lost.load(Ordering::Relaxed);
             match &inner {
                 Some(inner) if is_behind_all => inner(),
                 _ => Box::pin(std::future::ready(false)),
@@ -331,13 +332,17 @@ impl<S: Subscription> Subscription for FaultySubscription<S> {
     }
 }
 
-fn wrapped(inner: Delivery, script: Arc<Script>) -> Delivery {
+fn wrapped(inner: Delivery, script: Arc<Script>, ack_is_lost: Arc<AtomicBool>) -> Delivery {
     let (envelope, routing_key, redelivered) = (inner.envelope.clone(), inner.routing_key.clone(), inner.redelivered);
     Delivery::new(
         envelope,
         routing_key,
         redelivered,
-        Box::new(FaultySettler { inner, script }),
+        Box::new(FaultySettler {
+            inner,
+            script,
+            ack_is_lost,
+        }),
     )
 }
 
@@ -345,14 +350,19 @@ fn wrapped(inner: Delivery, script: Arc<Script>) -> Delivery {
 struct FaultySettler {
     inner: Delivery,
     script: Arc<Script>,
+    ack_is_lost: Arc<AtomicBool>,
 }
 
 impl Settler for FaultySettler {
     fn settle(self: Box<Self>, how: Settlement) -> BoxFuture<'static, Result<(), SettleError>> {
-        let Self { inner, script } = *self;
+        let Self {
+            inner,
+            script,
+            ack_is_lost,
+        } = *self;
         Box::pin(async move {
             match how {
-                Settlement::Ack => ack(inner, &script).await,
+                Settlement::Ack => ack(inner, &script, &ack_is_lost).await,
                 Settlement::GiveBack => inner.give_back().await,
                 Settlement::Reject => inner.reject().await,
             }
@@ -364,13 +374,13 @@ impl Settler for FaultySettler {
     }
 }
 
-async fn ack(delivery: Delivery, script: &Script) -> Result<(), SettleError> {
+async fn ack(delivery: Delivery, script: &Script, ack_is_lost: &AtomicBool) -> Result<(), SettleError> {
     let envelope = (*delivery.envelope).clone();
     match due(&script.ack, &envelope) {
         // The delivery is dropped, and so given back.
         Some(AckFault::Lost) => return Err(SettleError),
         Some(AckFault::LostUnnoticed) => {
-            script.lost_unnoticed.store(true, Ordering::Relaxed);
+            ack_is_lost.store(true, Ordering::Relaxed);
             return Ok(());
         }
         Some(AckFault::Hangs(gate)) => {

@@ -13,9 +13,9 @@ use crate::transport::topology::{Argument, Declare, Exchange, ExchangeKind, Queu
 use crate::transport::{QueueDepth, TransportError};
 
 /// RabbitMQ gives a quorum queue's leader 250 ms to tell its size, and says then that there is nothing in it and nobody at
-/// it (`rabbit_quorum_queue:stat/1`). So an empty answer that took about as long is none.
+/// it (`rabbit_quorum_queue:stat/1`). So an empty answer that took about as long is doubted.
 const NO_ANSWER_AFTER: Duration = Duration::from_millis(200);
-/// How often a queue is asked that seems to give none: a far broker takes as long for a queue that is empty.
+/// How often a queue is asked before such an answer is believed: a far broker takes as long for a queue that is empty.
 const LOOKS: usize = 5;
 
 /// Declares all of it. What is there already with other arguments is taken as it is, with a warning that has the
