@@ -169,8 +169,8 @@ fn a_bar_is_below_what_the_jobs_write_and_gone_at_the_end() {
         "{end:#?}"
     );
     assert_eq!(end[5], "synthex: 4 jobs: 3 succeeded, 1 failed", "{end:#?}");
-    // Jobs of over a second, as they are on a busy machine, are named below that.
     assert!(end[6].starts_with("synthex: took "), "{end:#?}");
+    // Jobs of over a second, as they are on a busy machine, are named below that.
     let slowest = |line: &String| line.starts_with("synthex: slowest: ");
     assert!(end.get(7).is_none_or(slowest), "{end:#?}");
     assert!(!end.iter().any(|line| line.starts_with('[')), "{end:#?}");

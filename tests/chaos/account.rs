@@ -211,11 +211,11 @@ impl Account {
 
     /// When some worker had a message of this job that it had not acked.
     fn holds<'a>(&'a self, id: &str, starts: &'a [Start], results: &[JobResult]) -> Vec<Hold<'a>> {
+        let has_twins = has_twins(starts);
         let run = |start: &'a Start| {
             let result = results.iter().find(|result| result.attempt == start.attempt);
-            // Its shell may have had to wait for a processor before it wrote itself down.
-            let has_no_twin = starts.iter().filter(|other| other.attempt == start.attempt).count() == 1;
-            let begun = result.filter(|_| has_no_twin).and_then(|result| result.started_at);
+            // Its shell may have had to wait for a processor before it wrote itself down; of twins, the result is of one.
+            let begun = result.filter(|_| !has_twins).and_then(|result| result.started_at);
             let begun = begun.map(system_time);
             Hold {
                 attempt: start.attempt,

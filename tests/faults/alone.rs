@@ -30,8 +30,12 @@ fn work<T: Transport>(rig: &Rig<T>, patience: Patience) -> Live {
 }
 
 /// How often a worker has put a job off.
+fn is_put_off(event: &Event) -> bool {
+    matches!(event, Event::JobDelayed { .. })
+}
+
 fn put_offs(live: &Live) -> usize {
-    live.observer.count(|event| matches!(event, Event::JobDelayed { .. }))
+    live.observer.count(is_put_off)
 }
 
 pub async fn a_suspect_waits_for_its_neighbours_and_holds_up_who_comes_later<T: Transport>(rig: Rig<T>) {
@@ -90,8 +94,7 @@ pub async fn a_suspect_whose_neighbour_never_ends_is_put_off_and_runs_at_last<T:
         [(3, Status::Succeeded)],
         "a put-off is no attempt"
     );
-    let put_off = |event: &Event| matches!(event, Event::JobDelayed { .. });
-    live.observer.wait_for_times(3, "a put-off", put_off).await; // told after it is done
+    live.observer.wait_for_times(3, "a put-off", is_put_off).await; // told after it is done
     assert_eq!(put_offs(&live), 3);
     rig.open("never");
     let rest = rig.finish_with(live, 1).await;
@@ -109,8 +112,7 @@ pub async fn a_suspect_that_waits_in_vain_here_runs_on_an_empty_worker<T: Transp
     rig.publish("neighbour", &rig.gated("never")).await;
     rig.wait_for_begun(1).await;
     publish_suspect(&rig, &json!({ "command": ["true"] })).await;
-    let put_off = |event: &Event| matches!(event, Event::JobDelayed { .. });
-    busy.observer.wait_for("a put-off", put_off).await;
+    busy.observer.wait_for("a put-off", is_put_off).await;
     let empty = work(&rig, patience);
     let results = rig.wait_for_ends(["suspect".to_owned()]).await;
     assert_eq!(ends(&results["suspect"]), [(3, Status::Succeeded)]);

@@ -109,18 +109,15 @@ async fn first_attempts(rig: &Rig<Amqp>, worker: &Running, ids: impl IntoIterato
     let mut taken = Vec::new();
     for _ in 0..5 {
         let mut results = rig.subscribe(RESULTS, 500).await;
-        while !open.is_empty() {
-            let Ok(result) = tokio::time::timeout(PATIENCE / 2, take_result(&mut results)).await else {
-                break;
-            };
+        while let Ok(result) = tokio::time::timeout(PATIENCE / 2, take_result(&mut results)).await {
             assert_eq!(result.status, Succeeded, "{result:#?}");
             if result.attempt == 1 {
                 assert!(open.remove(result.job_id.as_str()), "a second result of {result:#?}");
             }
+            if open.is_empty() {
+                return;
+            }
             taken.push(result);
-        }
-        if open.is_empty() {
-            return;
         }
     }
     panic!("no more than {taken:#?}; the worker:\n{}", worker.stderr());

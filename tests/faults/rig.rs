@@ -20,7 +20,7 @@ use synthex::metrics::{Metrics, PoolInfo, Sources};
 use synthex::supervise::{Budget, Outcome, Shutdown, StopReport, Strategy, Supervisor, TaskAccounts, TaskStats};
 use synthex::transport::memory::Memory;
 use synthex::transport::topology::{Binding, Declare, Names, Queue, TIERS, Topology};
-use synthex::transport::{Delivery, Publication, Routing, Subscribe, Subscription, Transport};
+use synthex::transport::{Delivery, Publication, Routing, Subscribe, Subscription, Transport, TransportError};
 use synthex::worker::event::{Event, Observer, Observers};
 use synthex::worker::orders::Orders;
 use synthex::worker::spool::Spool;
@@ -370,19 +370,16 @@ impl<T: Transport> Rig<T> {
             topology: Arc::default(),
             declare: Declare::Active,
         };
-        let trying = async {
-            loop {
-                // A broker that has just started may leave an attempt without an answer: as the intake, bound each one.
-                match tokio::time::timeout(SUBSCRIBE_BOUND, self.broker.subscribe(&request)).await {
-                    Ok(Ok(subscription)) => return subscription,
-                    // Nor is it all there yet when it does answer.
-                    Ok(Err(error)) if error.is_transient() => tokio::time::sleep(POLL).await,
-                    Ok(Err(error)) => panic!("subscribe to {queue}: {error}"),
-                    Err(_) => {}
-                }
-            }
+        let no_answer = || TransportError::Lost {
+            operation: format!("subscribe to {queue}"),
+            reason: format!("no answer within {SUBSCRIBE_BOUND:?}"),
         };
-        soon("a subscription", trying).await
+        // A broker that has just started may leave an attempt without an answer: as the intake, bound each one.
+        patiently(async || {
+            let attempt = tokio::time::timeout(SUBSCRIBE_BOUND, self.broker.subscribe(&request)).await;
+            attempt.unwrap_or_else(|_| Err(no_answer()))
+        })
+        .await
     }
 
     /// Waits until so many jobs are in the pool's queue, not counting those that a worker has.

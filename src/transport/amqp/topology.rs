@@ -54,29 +54,32 @@ pub(super) async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &s
 /// Asks for a queue's size; `None` when there is no such queue.
 pub(super) async fn depth(session: &Session, queue: &str) -> Result<Option<QueueDepth>, TransportError> {
     let channel = session.channel().await?; // its own: a missing queue closes it
+    for _ in 1..LOOKS {
+        let asked = Instant::now();
+        let depth = look(&channel, queue).await?;
+        let is_empty = depth.is_some_and(|depth| depth.messages == 0 && depth.consumers == 0);
+        if !is_empty || asked.elapsed() < NO_ANSWER_AFTER {
+            return Ok(depth);
+        }
+    }
+    look(&channel, queue).await
+}
+
+async fn look(channel: &Channel, queue: &str) -> Result<Option<QueueDepth>, TransportError> {
     let options = QueueDeclareOptions {
         passive: true,
         ..QueueDeclareOptions::default()
     };
-    let mut looks = 1;
-    loop {
-        let asked = Instant::now();
-        let answer = channel
-            .queue_declare(short(queue)?, options, FieldTable::default())
-            .await;
-        let depth = match answer {
-            Ok(found) => QueueDepth {
-                messages: found.message_count(),
-                consumers: found.consumer_count(),
-            },
-            Err(error) if is_missing(&error) => return Ok(None),
-            Err(error) => return Err(operation_error(&format!("look at queue {queue:?}"), &error)),
-        };
-        let is_empty = depth.messages == 0 && depth.consumers == 0;
-        if !is_empty || asked.elapsed() < NO_ANSWER_AFTER || looks == LOOKS {
-            return Ok(Some(depth));
-        }
-        looks += 1;
+    let answer = channel
+        .queue_declare(short(queue)?, options, FieldTable::default())
+        .await;
+    match answer {
+        Ok(found) => Ok(Some(QueueDepth {
+            messages: found.message_count(),
+            consumers: found.consumer_count(),
+        })),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(operation_error(&format!("look at queue {queue:?}"), &error)),
     }
 }
 
